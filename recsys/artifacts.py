@@ -1,0 +1,231 @@
+"""Artifacts on disk: whole or not at all, each with a manifest that says what it is.
+
+A folder is written aside, synced and renamed into place. Its `manifest.json` carries the
+format version, the fingerprints of what it was built from, library versions and counts; a
+reader that is handed a mismatch refuses, naming both and the command that rebuilds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from recsys.errors import UserError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+
+_LIBRARIES = (
+    "tensorflow",
+    "tf-keras",
+    "tensorflow-recommenders",
+    "tensorflow-transform",
+    "apache-beam",
+    "ray",
+    "pyarrow",
+)
+
+
+@contextmanager
+def write_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
+    """A folder to write into, which appears at `path` whole when the block ends well.
+
+    Args:
+        path: Where the folder is to appear.
+        replace: Whether a folder that stands there may be replaced.
+
+    Raises:
+        UserError: Something stands at `path` and may not be replaced.
+
+    >>> import tempfile
+    >>> root = Path(tempfile.mkdtemp())
+    >>> with write_folder(root / "out") as folder:
+    ...     _ = (folder / "a.txt").write_text("whole")
+    >>> (root / "out" / "a.txt").read_text()
+    'whole'
+    """
+    path = Path(path).absolute()
+    if path.exists() and not replace and (path.is_file() or any(path.iterdir())):
+        raise UserError(
+            "The output already exists and is not empty.",
+            where=str(path),
+            fix="Name another output folder, or remove this one.",
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    aside.chmod(0o755)
+    try:
+        yield aside
+        sync_tree(aside)
+        put_in_place(aside, path)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def put_in_place(aside: Path, path: Path) -> None:
+    """Rename a finished folder to `path`; what stood there goes only when the new one stands."""
+    if path.exists():
+        old = path.with_name(f".{path.name}.old-{os.getpid()}")
+        os.rename(path, old)
+        os.rename(aside, path)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.rename(aside, path)
+    sync_file(path.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Force a file or folder entry to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """Force every file below a folder, and the folder, to the disk."""
+    for root, _, files in os.walk(folder):
+        for name in files:
+            sync_file(Path(root) / name)
+        sync_file(Path(root))
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(aside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON whole or not at all; not-a-number is written as null."""
+    write_text(path, json.dumps(_finite(value), indent=1) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON artifact. Raises `UserError` where it is missing or damaged."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError("A file is missing.", where=str(path)) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError("A file is damaged.", where=str(path), expected="JSON", found=str(error),
+                        fix="Build this artifact again.") from None
+
+
+def write_manifest(
+    folder: Path, kind: str, fingerprints: Mapping[str, str], content: Mapping[str, Any]
+) -> None:
+    """Write a folder's manifest, the last file to be written into it."""
+    write_json(
+        folder / MANIFEST,
+        {
+            "kind": kind,
+            "format_version": FORMAT_VERSION,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "fingerprints": dict(fingerprints),
+            "libraries": library_versions(),
+            **content,
+        },
+    )
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that shape artifacts, read without importing them."""
+    versions = {}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
+    """The manifest of an artifact of this kind.
+
+    Raises:
+        UserError: There is no such folder or manifest, or it is of another kind or format.
+    """
+    folder = Path(folder)
+    makers = {
+        "features": "recsys features SPEC --input IN --output FEATURES",
+        "run": "recsys train SPEC --features FEATURES --output RUN",
+        "model": "recsys publish RUN --models MODELS",
+        "world": "recsys simulate OUT",
+    }
+    if not (folder / MANIFEST).is_file():
+        raise UserError(
+            f"This is no {kind} folder.",
+            where=str(folder),
+            expected=f"a folder with a {MANIFEST}",
+            found="no such folder" if not folder.exists() else f"no {MANIFEST}",
+            fix=f"Make one with: {makers.get(kind, 'recsys --help')}",
+        )
+    manifest = read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("kind") != kind:
+        found = manifest.get("kind") if isinstance(manifest, dict) else type(manifest).__name__
+        raise UserError(
+            "This folder is an artifact of another kind.",
+            where=str(folder / MANIFEST),
+            expected=kind,
+            found=str(found),
+            fix=f"Name a folder made with: {makers.get(kind, 'recsys --help')}",
+        )
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            "This artifact has another format version.",
+            where=str(folder / MANIFEST),
+            expected=str(FORMAT_VERSION),
+            found=str(manifest.get("format_version")),
+            fix=f"Build it again with: {makers.get(kind, 'recsys --help')}",
+        )
+    return manifest
+
+
+def require_fingerprint(
+    manifest: Mapping[str, Any], section: str, expected: str, *, where: str | Path, fix: str
+) -> None:
+    """Refuse an artifact that was built from another spec.
+
+    Raises:
+        UserError: The manifest's fingerprint of the section is not the expected one.
+    """
+    found = manifest["fingerprints"].get(section)
+    if found != expected:
+        raise UserError(
+            f"This artifact was built from another spec: its `{section}` differ.",
+            where=str(where),
+            expected=f"{section} {expected}",
+            found=f"{section} {found}",
+            fix=fix,
+        )

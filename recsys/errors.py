@@ -1,0 +1,87 @@
+"""The errors that a user sees: what was expected, what was found, where, and what to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+EXIT_FAILED = 1
+EXIT_WRONG_USE = 2
+EXIT_REFUSED = 3
+
+
+class UserError(Exception):
+    """A mistake or condition that the user can act on; shown without a traceback.
+
+    Args:
+        message: One sentence that says what went wrong.
+        expected: What was expected.
+        found: What was found instead.
+        where: File, row, column or field.
+        fix: What to do next.
+        exit_code: Exit code of the command line (1 failed, 2 wrong use, 3 refused by a gate).
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        expected: str = "",
+        found: str = "",
+        where: str = "",
+        fix: str = "",
+        exit_code: int = EXIT_FAILED,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.expected = expected
+        self.found = found
+        self.where = where
+        self.fix = fix
+        self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        rows = [self.message]
+        for name in ("where", "expected", "found", "fix"):
+            value = getattr(self, name)
+            if value:
+                rows.append(f"  {name + ':':<10}{value}")
+        return "\n".join(rows)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors cross process borders (Beam workers, Ray actors), so they must pickle whole.
+        return (_rebuild, (type(self), self.message, self.fields()))
+
+    def fields(self) -> dict[str, object]:
+        """The keyword arguments that rebuild this error."""
+        names = ("expected", "found", "where", "fix", "exit_code")
+        return {name: getattr(self, name) for name in names}
+
+
+def _rebuild(kind: type[UserError], message: str, fields: dict[str, object]) -> UserError:
+    return kind(message, **fields)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault of a spec: its place (`spec.yaml:12 features[3].encode`) and what to do."""
+
+    where: str
+    message: str
+    line: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}"
+
+
+class SpecError(UserError):
+    """A spec with one or more faults, all of them listed."""
+
+    def __init__(self, path: str, faults: list[Fault]) -> None:
+        self.path = path
+        self.faults = faults
+        count = f"{len(faults)} fault{'s' if len(faults) != 1 else ''}"
+        lines = "\n".join(f"  {fault}" for fault in faults)
+        super().__init__(f"{path} has {count}:\n{lines}", exit_code=EXIT_WRONG_USE)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (SpecError, (self.path, self.faults))

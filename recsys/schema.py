@@ -1,0 +1,152 @@
+"""What derives from a spec: raw columns, example columns, model inputs and outputs.
+
+The feature job writes by these records, training reads by them, and the service builds its
+request schema from them, so that a feature or a task is named in the spec alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from recsys.spec.records import Counter, Feature, Hash, History, Piecewise, Spec, Vocabulary
+
+Owner = Literal["user", "item", "context"]
+
+LIST_SEPARATOR = ","
+"""Joins the parts of histories and of Parquet list columns in a raw string column."""
+
+PADDING = -1
+"""Fills the tail of a list of ids."""
+
+USER_KEY = "key:user"
+REQUEST_KEY = "key:request"
+TIME = "time"
+
+
+def label_column(task: str) -> str:
+    """Example column of a task's label (float32)."""
+    return f"label:{task}"
+
+
+def slice_column(feature: str) -> str:
+    """Example column of the raw value (string) by which metrics are cut."""
+    return f"slice:{feature}"
+
+
+@dataclass(frozen=True)
+class RawColumn:
+    """A raw input of the transform graph: one scalar a row, a string or a float32.
+
+    Ids, categories and lists are strings ('' where missing); numbers are float32 (NaN where
+    missing). `computed` columns (histories, counters) are made by the feature job.
+    """
+
+    name: str
+    dtype: Literal["string", "float32"]
+    owner: Owner
+    computed: Literal["", "history", "counter"] = ""
+
+    @property
+    def default(self) -> str | float:
+        """The value that stands for a missing one."""
+        return "" if self.dtype == "string" else float("nan")
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """A numeric input of the model, as the transform graph makes it.
+
+    `id`: int32 [batch]; `ids`: int32 [batch, length], tail filled with -1; `number`: float32
+    [batch]; `numbers`: float32 [batch, length].
+    """
+
+    name: str
+    kind: Literal["id", "ids", "number", "numbers"]
+    length: int
+    table: str | None
+    combiner: Literal["mean", "sum", "history"] = "mean"
+    buckets: int = 0
+    hashes: int = 1
+
+
+def encoding_of(feature: Feature) -> Any:
+    """The encoding of the feature's value; a counter is encoded `as` a number."""
+    return feature.encode.as_ if isinstance(feature.encode, Counter) else feature.encode
+
+
+def raw_columns(spec: Spec) -> tuple[RawColumn, ...]:
+    """The transform graph's raw inputs, each once, in the order of the spec."""
+    columns: dict[str, RawColumn] = {}
+    for feature in spec.features:
+        encode = feature.encode
+        if isinstance(encode, History):
+            column = RawColumn(feature.name, "string", feature.owner, "history")
+        elif isinstance(encode, Counter):
+            column = RawColumn(feature.name, "float32", feature.owner, "counter")
+        else:
+            text = isinstance(encode, Vocabulary | Hash)
+            column = RawColumn(feature.raw, "string" if text else "float32", feature.owner)
+        # Two features may read one column differently; text carries both.
+        known = columns.get(column.name)
+        if known is None or (known.dtype != column.dtype and column.dtype == "string"):
+            columns[column.name] = column
+    return tuple(columns.values())
+
+
+def model_inputs(spec: Spec) -> tuple[ModelInput, ...]:
+    """The model's numeric inputs, one a feature, in the order of the spec."""
+    return tuple(_model_input(spec, feature) for feature in spec.features)
+
+
+def _model_input(spec: Spec, feature: Feature) -> ModelInput:
+    encode = encoding_of(feature)
+    if isinstance(encode, History):
+        table = spec.feature(encode.of).table_name
+        return ModelInput(feature.name, "ids", encode.max_length, table, "history")
+    if isinstance(encode, Vocabulary | Hash):
+        return ModelInput(
+            feature.name,
+            "ids" if feature.is_list else "id",
+            encode.max_length or 1,
+            feature.table_name,
+            encode.combiner,
+            encode.buckets if isinstance(encode, Hash) else 0,
+            encode.hashes if isinstance(encode, Hash) else 1,
+        )
+    if isinstance(encode, Piecewise):
+        return ModelInput(feature.name, "numbers", encode.bins, None)
+    if encode.kind == "quantiles":
+        return ModelInput(feature.name, "id", 1, feature.table_name)
+    return ModelInput(feature.name, "number", 1, None)
+
+
+def example_columns(spec: Spec) -> tuple[str, ...]:
+    """All columns of an examples file: inputs, labels, keys, slices and time."""
+    return (
+        *(feature.name for feature in spec.features),
+        *(label_column(task.name) for task in spec.tasks),
+        USER_KEY,
+        REQUEST_KEY,
+        *(slice_column(name) for name in spec.evaluate.slices),
+        TIME,
+    )
+
+
+def output_names(spec: Spec) -> tuple[str, ...]:
+    """What a model answers: each task, and each task given the one it follows.
+
+    A task with `given` answers p(task and all before it) under its own name, and
+    p(task | given) as `<task>_given_<given>`; a regression task answers a number.
+    """
+    names: list[str] = []
+    for task in spec.tasks:
+        names.append(task.name)
+        if task.given is not None:
+            names.append(conditional_name(task.name, task.given))
+    return tuple(names)
+
+
+def conditional_name(task: str, given: str) -> str:
+    """Name of p(task | given) in metrics and answers."""
+    return f"{task}_given_{given}"

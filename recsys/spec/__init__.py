@@ -1,0 +1,7 @@
+"""One spec, from which schemas, transform, model, metrics and requests derive."""
+
+from recsys.spec.fingerprint import fingerprint, fingerprints
+from recsys.spec.load import dumps, load, loads
+from recsys.spec.records import Feature, Spec, Task
+
+__all__ = ["Feature", "Spec", "Task", "dumps", "fingerprint", "fingerprints", "load", "loads"]

@@ -1,0 +1,218 @@
+"""Cross-checks of a spec: names that must exist, parts that must agree."""
+
+from __future__ import annotations
+
+from collections import Counter as Count
+from collections.abc import Iterator
+
+from recsys.spec.records import ActionLabel, FractionSplit, Spec
+
+Finding = tuple[tuple[str | int, ...], str, str]
+"""Place, message, and the name that the place refers to (or '')."""
+
+
+def cross_check(spec: Spec) -> list[Finding]:
+    """Every fault that no single record can see. Places name features and tasks by name."""
+    checks = (_names, _features, _histories, _tasks, _data, _model, _rest)
+    return [finding for check in checks for finding in check(spec)]
+
+
+def _choices(names: list[str]) -> str:
+    return f"one of {', '.join(names)}" if names else "(there are none)"
+
+
+def _names(spec: Spec) -> Iterator[Finding]:
+    for section, names in (
+        ("features", [feature.name for feature in spec.features]),
+        ("tasks", [task.name for task in spec.tasks]),
+    ):
+        for name, count in Count(names).items():
+            if count > 1:
+                yield (section, name, "name"), f"{count} {section} are named {name!r}", ""
+
+
+def _features(spec: Spec) -> Iterator[Finding]:
+    widths: dict[str, tuple[str, int | None]] = {}
+    for feature in spec.features:
+        place = ("features", feature.name)
+        kind = feature.encode.kind
+        if feature.table and kind in ("numeric",):
+            yield (*place, "table"), "a numeric feature has no embedding table", ""
+        if feature.separator is not None and not (feature.is_list and kind != "history"):
+            yield (
+                (*place, "separator"),
+                "a separator needs a list encoding: set encode.max_length",
+                "",
+            )
+        if feature.table and kind in ("vocabulary", "hash"):
+            first, dim = widths.setdefault(feature.table, (feature.name, feature.dim))
+            if dim != feature.dim:
+                yield (
+                    (*place, "dim"),
+                    f"features {first!r} and {feature.name!r} share table {feature.table!r} "
+                    f"but differ in dim ({dim} and {feature.dim})",
+                    "",
+                )
+    shared = [f for f in spec.features if f.table and f.encode.kind in ("vocabulary", "hash")]
+    for feature in shared:
+        first = next(f for f in shared if f.table == feature.table)
+        mine = feature.encode.model_dump(exclude={"max_length", "combiner"})
+        if mine != first.encode.model_dump(exclude={"max_length", "combiner"}):
+            yield (
+                ("features", feature.name, "encode"),
+                f"features that share table {feature.table!r} must be encoded alike; "
+                f"{first.name!r} is not",
+                "",
+            )
+
+
+def _histories(spec: Spec) -> Iterator[Finding]:
+    items = [
+        f.name
+        for f in spec.features
+        if f.owner == "item" and f.encode.kind in ("vocabulary", "hash") and not f.is_list
+    ]
+    tasks = [task.name for task in spec.tasks]
+    for feature in spec.features:
+        place = ("features", feature.name, "encode")
+        if feature.encode.kind == "history":
+            if feature.encode.of not in items:
+                yield (
+                    (*place, "of"),
+                    f"no item feature with ids is named {feature.encode.of!r}; "
+                    f"expected {_choices(items)}",
+                    feature.encode.of,
+                )
+            if feature.owner != "user":
+                yield (*place[:2], "owner"), "a history belongs to the user", ""
+            if feature.encode.action is not None and feature.encode.action not in tasks:
+                yield (
+                    (*place, "action"),
+                    f"no task is named {feature.encode.action!r}; expected {_choices(tasks)}",
+                    feature.encode.action,
+                )
+        if feature.encode.kind == "counter":
+            needs = feature.encode.statistic != "impressions"
+            if needs and feature.encode.task not in tasks:
+                yield (
+                    (*place, "task"),
+                    f"no task is named {feature.encode.task!r}; expected {_choices(tasks)}",
+                    feature.encode.task or "",
+                )
+        if feature.encode.kind in ("history", "counter") and spec.data.time is None:
+            yield (
+                place,
+                f"a {feature.encode.kind} needs to know when impressions were: set data.time",
+                "",
+            )
+
+
+def _tasks(spec: Spec) -> Iterator[Finding]:
+    names = [task.name for task in spec.tasks]
+    parents = {task.name: task.given for task in spec.tasks}
+    for task in spec.tasks:
+        place = ("tasks", task.name)
+        if task.given is not None:
+            if task.given not in names:
+                others = [name for name in names if name != task.name]
+                yield (
+                    (*place, "given"),
+                    f"no task is named {task.given!r}; expected {_choices(others)}",
+                    task.given,
+                )
+            elif spec.task(task.given).is_regression:
+                yield (*place, "given"), f"{task.given!r} is a regression; no funnel follows it", ""
+            seen = {task.name}
+            step: str | None = task.given
+            while step is not None and step in parents:
+                if step in seen:
+                    yield (*place, "given"), f"the funnel of {task.name!r} runs in a circle", ""
+                    break
+                seen.add(step)
+                step = parents[step]
+        elif task.inverse_propensity or task.space == "observed":
+            yield (
+                (*place, "inverse_propensity" if task.inverse_propensity else "space"),
+                "only a task with `given` is observed on part of the impressions",
+                "",
+            )
+        if task.inverse_propensity and task.space != "observed":
+            yield (*place, "inverse_propensity"), "needs space: observed", ""
+        if isinstance(task.label, ActionLabel) and task.label.action not in spec.data.actions:
+            known = list(spec.data.actions)
+            yield (
+                (*place, "label", "action"),
+                f"no log is named {task.label.action!r} in data.actions; "
+                f"expected {_choices(known)}",
+                "",
+            )
+        if task.ranking is not None and spec.data.keys.request is None:
+            yield (*place, "ranking"), "a ranking loss needs data.keys.request", ""
+    if all(task.weight == 0.0 for task in spec.tasks):
+        yield ("tasks",), "all tasks have weight 0; nothing would be learned", ""
+
+
+def _data(spec: Spec) -> Iterator[Finding]:
+    data, split = spec.data, spec.data.split
+    if isinstance(split, FractionSplit):
+        if split.validation + split.test >= 1.0:
+            yield ("data", "split"), "validation and test leave no rows to train on", ""
+    else:
+        if split.column is None and data.time is None:
+            yield ("data", "split"), "a time split needs data.time or split.column", ""
+        last = split.test_to
+        if split.validation_to <= split.train_to:
+            yield ("data", "split", "validation_to"), "must be after train_to", ""
+        if last is not None and last <= split.validation_to:
+            yield ("data", "split", "test_to"), "must be after validation_to", ""
+    if data.actions:
+        if data.keys.impression is None:
+            yield ("data", "keys"), "actions are joined by data.keys.impression; set it", ""
+        if data.time is None:
+            yield ("data", "actions"), "attribution windows need data.time", ""
+    for name, log in data.actions.items():
+        if log.time is None:
+            yield ("data", "actions", name), "attribution windows need the log's time column", ""
+
+
+def _model(spec: Spec) -> Iterator[Finding]:
+    embedded = [f for f in spec.features if f.encode.kind != "numeric"]
+    if not embedded and spec.model.interactions:
+        yield ("model", "interactions"), "interactions need features with embeddings", ""
+    if spec.model.position is not None:
+        ids = [
+            f.name
+            for f in spec.features
+            if f.owner == "context" and f.encode.kind in ("vocabulary", "hash", "quantiles")
+            and not f.is_list
+        ]
+        if spec.model.position not in ids:
+            yield (
+                ("model", "position"),
+                f"no context feature with ids is named {spec.model.position!r}; "
+                f"expected {_choices(ids)}",
+                spec.model.position,
+            )
+
+
+def _rest(spec: Spec) -> Iterator[Finding]:
+    features = [feature.name for feature in spec.features]
+    for index, name in enumerate(spec.evaluate.slices):
+        if name not in features:
+            yield (
+                ("evaluate", "slices", index),
+                f"no feature is named {name!r}; expected {_choices(features)}",
+                name,
+            )
+    tasks = [task.name for task in spec.tasks]
+    for name, weight in spec.serve.blend.items():
+        if name not in tasks:
+            yield (
+                ("serve", "blend", name),
+                f"no task is named {name!r}; expected {_choices(tasks)}",
+                name,
+            )
+        elif weight < 0.0:
+            yield ("serve", "blend", name), "a negative weight would rank the best items last", ""
+    if spec.serve.blend and not any(spec.serve.blend.values()):
+        yield ("serve", "blend"), "all weights are 0; every item would score the same", ""

@@ -1,0 +1,35 @@
+"""Fingerprints: what an artifact was built from, in sixteen characters."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from recsys.spec.records import Spec
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 of the value's canonical JSON, shortened to 16 hexadecimal characters."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def fingerprints(spec: Spec) -> dict[str, str]:
+    """Fingerprint of each section, in the order of the flow.
+
+    `features` covers what the feature job reads: data, features, and the tasks' labels, so
+    that a change of a loss or a tower does not make features stale. `model` covers what
+    training reads beside them. `serve` and `evaluate` cover their own sections.
+    """
+    tree = json.loads(spec.model_dump_json(by_alias=True))
+    labels = [{key: task[key] for key in ("name", "label", "given")} for task in tree["tasks"]]
+    regression = [task.is_regression for task in spec.tasks]
+    return {
+        "features": fingerprint(
+            [tree["data"], tree["features"], labels, regression, tree["evaluate"]["slices"]]
+        ),
+        "model": fingerprint([tree["tasks"], tree["model"], tree["train"]]),
+        "evaluate": fingerprint(tree["evaluate"]),
+        "serve": fingerprint(tree["serve"]),
+    }

@@ -1,0 +1,233 @@
+"""Read a spec from YAML, with every fault at once, each with its place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from recsys.errors import Fault, SpecError, UserError
+from recsys.spec.check import cross_check
+from recsys.spec.records import Spec
+
+Loc = tuple[str | int, ...]
+
+
+def load(path: str | Path) -> Spec:
+    """Parse and check a spec file.
+
+    Raises:
+        UserError: The file cannot be read.
+        SpecError: The spec has faults; all of them are in the error.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(
+            "The spec file does not exist.", where=str(path), fix="Name an existing YAML file.",
+            exit_code=2,
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError("The spec file cannot be read.", where=str(path), found=str(error),
+                        exit_code=2) from None
+    return loads(text, str(path))
+
+
+def loads(text: str, where: str = "spec") -> Spec:
+    """Parse and check a spec text; `where` names it in errors. Raises `SpecError`.
+
+    >>> loads("name: shop").name
+    Traceback (most recent call last):
+    ...
+    recsys.errors.SpecError: spec has 3 faults:
+      spec:1 data: required, but missing
+      spec:1 features: required, but missing
+      spec:1 tasks: required, but missing
+    """
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
+        problem = getattr(error, "problem", None) or str(error)
+        raise SpecError(where, [Fault(f"{where}:{line}", f"not valid YAML: {problem}")]) from None
+    if not isinstance(tree, dict) or root is None:
+        raise SpecError(where, [Fault(f"{where}:1", "expected a mapping of sections")])
+    places = _Places(where, root)
+    faults = list(places.duplicates())
+    spec, broken, structural = _validate(_expand(tree), places)
+    faults += structural
+    if spec is not None:
+        faults += [
+            places.fault(loc, message)
+            for loc, message, refers_to in cross_check(spec)
+            # A name that dangles only because its record is itself at fault is no second fault.
+            if refers_to not in broken
+        ]
+    if faults or spec is None:
+        raise SpecError(where, sorted(faults, key=lambda fault: fault.line))
+    return spec
+
+
+def dumps(spec: Spec) -> str:
+    """The spec as YAML that `loads` reads back to an equal record."""
+    tree = json.loads(spec.model_dump_json(exclude_defaults=True, by_alias=True))
+    full = json.loads(spec.model_dump_json(by_alias=True))
+    # Discriminators are defaults, so exclude_defaults drops them; put them back.
+    return yaml.safe_dump(_with_kinds(tree, full), sort_keys=False)
+
+
+def _with_kinds(tree: Any, full: Any) -> Any:
+    if isinstance(tree, dict):
+        kept = {"kind": full["kind"]} if "kind" in full else {}
+        return kept | {key: _with_kinds(value, full[key]) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_with_kinds(a, b) for a, b in zip(tree, full, strict=True)]
+    return tree
+
+
+# Fields whose value may be written as the bare kind (`encode: vocabulary`).
+_KINDED = {"encode", "loss", "as", "sharing", "balancing", "history", "ranking"}
+_SPLIT_KIND = {"train_to": "time", "validation_to": "time", "validation": "fraction",
+               "test": "fraction"}
+
+
+def _expand(tree: Any, key: str = "") -> Any:
+    """Undo the short forms: a bare kind, a split without kind, a path in place of a log."""
+    if isinstance(tree, dict):
+        tree = {name: _expand(value, str(name)) for name, value in tree.items()}
+        if key == "split" and "kind" not in tree:
+            kinds = [kind for name, kind in _SPLIT_KIND.items() if name in tree]
+            tree["kind"] = kinds[0] if kinds else "time"
+        return tree
+    if isinstance(tree, list):
+        return [_expand(value) for value in tree]
+    if key in _KINDED and isinstance(tree, str):
+        return {"kind": tree}
+    if key == "impressions" and isinstance(tree, str):
+        return {"path": tree}
+    return tree
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime | date):
+        return value.isoformat()[:10]
+    raise TypeError(f"unexpected {type(value).__name__}")
+
+
+def _validate(tree: dict[str, Any], places: _Places) -> tuple[Spec | None, set[str], list[Fault]]:
+    """The record, the names of faulty parts left out of it, and the faults.
+
+    The faulty parts are taken out so that what remains can still be cross-checked: a typing
+    mistake in one feature must not hide a dangling name in another.
+    """
+    faults: list[Fault] = []
+    broken: set[str] = set()
+    for attempt in range(3):
+        try:
+            # In JSON mode strict still reads lists as tuples and ISO text as dates.
+            return Spec.model_validate_json(json.dumps(tree, default=_plain)), broken, faults
+        except ValidationError as error:
+            items = error.errors(include_url=False)
+            if attempt == 0:
+                faults = list(dict.fromkeys(places.fault(tuple(i["loc"]), _say(i)) for i in items))
+            broken |= _take_out(tree, [tuple(item["loc"]) for item in items])
+        except TypeError as error:
+            return None, broken, [places.fault((), str(error))]
+    return None, broken, faults
+
+
+def _take_out(tree: dict[str, Any], locs: list[Loc]) -> set[str]:
+    """Remove the faulty keys, or the whole feature or task that a fault is in; names of those."""
+    records: dict[str, set[int]] = {}
+    names: set[str] = set()
+    for loc in locs:
+        if len(loc) > 1 and loc[0] in ("features", "tasks") and isinstance(loc[1], int):
+            records.setdefault(str(loc[0]), set()).add(loc[1])
+            continue
+        node: Any = tree
+        for part in loc[:-1]:
+            if isinstance(node, dict) and part in node:
+                node = node[part]
+        if isinstance(node, dict):
+            node.pop(loc[-1], None)
+    for section, indices in records.items():
+        for index in sorted(indices, reverse=True):
+            record = tree[section].pop(index)
+            if isinstance(record, dict) and isinstance(record.get("name"), str):
+                names.add(record["name"])
+    return names
+
+
+def _say(item: Any) -> str:
+    kind, ctx, found = item["type"], item.get("ctx", {}), item.get("input")
+    if kind == "missing":
+        return "required, but missing"
+    if kind == "extra_forbidden":
+        return "unknown key"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        tags = str(ctx.get("expected_tags", "")).replace("'", "")
+        return f"expected a kind of {tags}; found {ctx.get('tag', 'none')!r}"
+    shown = json.dumps(found, default=str)
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    return f"{item['msg'].removeprefix('Value error, ')}; found {shown}"
+
+
+class _Places:
+    """Where in the YAML text each part of the spec stands."""
+
+    def __init__(self, name: str, root: yaml.Node) -> None:
+        self._name = name
+        self._root = root
+
+    def fault(self, loc: Loc, message: str) -> Fault:
+        node, line, path = self._root, self._root.start_mark.line, ""
+        for part in loc:
+            if isinstance(node, yaml.MappingNode):
+                pairs = {key.value: (key, value) for key, value in node.value}
+                if part in pairs:
+                    key, node = pairs[part]
+                    line = key.start_mark.line
+                    path += f".{part}"
+                elif part == loc[-1] and isinstance(part, str):
+                    path += f".{part}"
+            elif isinstance(node, yaml.SequenceNode):
+                path += f"[{part}]"
+                index = part if isinstance(part, int) else _named(node, part)
+                if index is not None and index < len(node.value):
+                    node = node.value[index]
+                    line = node.start_mark.line
+        return Fault(f"{self._name}:{line + 1} {path.lstrip('.')}".rstrip(), message, line + 1)
+
+    def duplicates(self) -> Iterable[Fault]:
+        """Keys written twice in one mapping, which YAML would silently resolve to the last."""
+        stack: list[tuple[yaml.Node, Loc]] = [(self._root, ())]
+        while stack:
+            node, loc = stack.pop()
+            if isinstance(node, yaml.MappingNode):
+                seen: set[str] = set()
+                for key, value in node.value:
+                    if key.value in seen:
+                        line = key.start_mark.line + 1
+                        yield Fault(f"{self._name}:{line} {key.value}",
+                                    "this key stands twice in one mapping", line)
+                    seen.add(key.value)
+                    stack.append((value, (*loc, key.value)))
+            elif isinstance(node, yaml.SequenceNode):
+                stack += [(value, (*loc, i)) for i, value in enumerate(node.value)]
+
+
+def _named(node: yaml.SequenceNode, name: str) -> int | None:
+    """Index of the record of that name in a list of records."""
+    for index, item in enumerate(node.value):
+        if isinstance(item, yaml.MappingNode) and any(
+            key.value == "name" and value.value == name for key, value in item.value
+        ):
+            return index
+    return None

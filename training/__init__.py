@@ -1,0 +1,3 @@
+"""Features to a published model, on Ray Train."""
+
+import recsys  # noqa: F401  (Keras switch first)
