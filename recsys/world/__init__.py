@@ -5,6 +5,6 @@ true probabilities lie beside the logs, so the best possible AUC is known.
 """
 
 from recsys.world.simulate_logs import simulate
-from recsys.world.truth import best_auc, best_auc_of, read_manifest, read_truth
+from recsys.world.truth import best_auc, best_auc_of, read_truth
 
-__all__ = ["best_auc", "best_auc_of", "read_manifest", "read_truth", "simulate"]
+__all__ = ["best_auc", "best_auc_of", "read_truth", "simulate"]

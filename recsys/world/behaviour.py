@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,7 +15,10 @@ MS_PER_HOUR = 3_600_000
 
 CLICK_RATE = 0.10
 CONVERSION_RATE_OF_CLICKS = 0.10
-_CLICK_TASTE_DEVIATION = 0.75
+# Deviations of the logits, and of the part of them that is taste, before their scaling.
+_CLICK_DEVIATION = 1.12
+_CONVERSION_DEVIATION = 0.8
+_CLICK_TASTE_DEVIATION = 0.8
 _CONVERSION_TASTE_DEVIATION = 0.40
 # Conversion weighs the taste dimensions otherwise than click does, so that a model which
 # ranks by click alone loses conversions.
@@ -119,40 +122,41 @@ def _show(
 class Truth:
     """The true probabilities of the world, as functions of an impression.
 
-    Taste scales and intercepts are fitted on a pilot sample, so that every seed yields about
+    Scales and intercepts are fitted on a pilot sample, so that every seed yields about
     the same rates and about the same best possible AUC.
     """
 
     users: Users
     items: Items
-    click_scale: float
-    conversion_scale: float
-    click_intercept: float
-    conversion_intercept: float
+    taste_scales: tuple[float, float] = (1.0, 1.0)
+    scales: tuple[float, float] = (1.0, 1.0)
+    intercepts: tuple[float, float] = (0.0, 0.0)
 
     @classmethod
     def fitted(cls, users: Users, items: Items, pilot: Impressions) -> Truth:
-        """Scale and centre on ``pilot`` so that click and conversion rates meet their targets."""
+        """Scale and centre on ``pilot`` so that rates and deviations meet their targets."""
         click_taste, conversion_taste = _tastes(users, items, pilot)
         raw = cls(
             users,
             items,
-            _CLICK_TASTE_DEVIATION / float(click_taste.std()),
-            _CONVERSION_TASTE_DEVIATION / float(conversion_taste.std()),
-            0.0,
-            0.0,
+            taste_scales=(
+                _CLICK_TASTE_DEVIATION / float(click_taste.std()),
+                _CONVERSION_TASTE_DEVIATION / float(conversion_taste.std()),
+            ),
         )
         click, conversion = raw.logits(pilot)
-        click_intercept = _intercept(click, np.ones(len(pilot)), CLICK_RATE)
-        weight = _sigmoid(click + click_intercept)
-        conversion_intercept = _intercept(conversion, weight, CONVERSION_RATE_OF_CLICKS)
-        return cls(
-            users,
-            items,
-            raw.click_scale,
-            raw.conversion_scale,
-            click_intercept,
-            conversion_intercept,
+        click_scale = _CLICK_DEVIATION / float(click.std())
+        click_intercept = _intercept(click_scale * click, np.ones(len(pilot)), CLICK_RATE)
+        # Conversions only happen among clicks, so their targets hold there.
+        clicked = _sigmoid(click_scale * click + click_intercept)
+        conversion_scale = _CONVERSION_DEVIATION / _deviation(conversion, clicked)
+        conversion_intercept = _intercept(
+            conversion_scale * conversion, clicked, CONVERSION_RATE_OF_CLICKS
+        )
+        return replace(
+            raw,
+            scales=(click_scale, conversion_scale),
+            intercepts=(click_intercept, conversion_intercept),
         )
 
     def logits(self, shown: Impressions) -> tuple[Floats, Floats]:
@@ -160,8 +164,7 @@ class Truth:
         users, items = self.users, self.items
         click_taste, conversion_taste = _tastes(users, items, shown)
         click = (
-            self.click_intercept
-            + self.click_scale * click_taste
+            self.taste_scales[0] * click_taste
             + users.click_bias[shown.user]
             + items.click_bias[shown.item]
             + _POSITION_EFFECT[shown.position]
@@ -170,15 +173,17 @@ class Truth:
             + _HOUR_CLICK[shown.hour]
         )
         conversion = (
-            self.conversion_intercept
-            + self.conversion_scale * conversion_taste
+            self.taste_scales[1] * conversion_taste
             + users.conversion_bias[shown.user]
             + items.conversion_bias[shown.item]
             + 0.4 * users.spend[shown.user] * items.log_price[shown.item]
             + _DEVICE_CONVERSION[shown.device]
             + _SURFACE_CONVERSION[shown.surface]
         )
-        return click, conversion
+        return (
+            self.scales[0] * click + self.intercepts[0],
+            self.scales[1] * conversion + self.intercepts[1],
+        )
 
     def probabilities(self, shown: Impressions) -> tuple[Floats, Floats]:
         """True p(click) and p(conversion given click), each (rows,) in (0, 1)."""
@@ -193,6 +198,11 @@ def _tastes(users: Users, items: Items, shown: Impressions) -> tuple[Floats, Flo
 
 def _sigmoid(logit: Floats) -> Floats:
     return 1.0 / (1.0 + np.exp(-logit))
+
+
+def _deviation(values: Floats, weight: Floats) -> float:
+    mean = np.average(values, weights=weight)
+    return float(np.sqrt(np.average((values - mean) ** 2, weights=weight)))
 
 
 def _intercept(logit: Floats, weight: Floats, rate: float) -> float:

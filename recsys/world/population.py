@@ -130,9 +130,10 @@ def draw_population(
 def _draw_users(rng: np.random.Generator, n: int, interest_taste: Floats) -> Users:
     age = rng.choice(len(AGE_GROUPS), n, p=_weights(rng, len(AGE_GROUPS)))
     country = rng.choice(len(COUNTRIES), n, p=_weights(rng, len(COUNTRIES)))
-    by_age = rng.gumbel(size=(n, len(CATEGORIES))) + 0.7 * _normal(
-        rng, len(AGE_GROUPS), len(CATEGORIES)
-    )[age]
+    by_age = (
+        rng.gumbel(size=(n, len(CATEGORIES)))
+        + 0.7 * _normal(rng, len(AGE_GROUPS), len(CATEGORIES))[age]
+    )
     interests = _top(by_age, rng.integers(1, 5, n))
     tenure = rng.exponential(400.0, n)
     activity = rng.gamma(1.5, 2.0, n) + 0.3
@@ -143,14 +144,14 @@ def _draw_users(rng: np.random.Generator, n: int, interest_taste: Floats) -> Use
         means
         + 0.5 * _spread(rng, len(AGE_GROUPS))[age]
         + 0.35 * _spread(rng, len(COUNTRIES))[country]
-        + 0.12 * _normal(rng, n, TASTE_DIM)
+        + 0.09 * _normal(rng, n, TASTE_DIM)
     )
     click_bias = (
         0.25 * _effects(rng, len(AGE_GROUPS))[age]
         + 0.2 * _effects(rng, len(COUNTRIES))[country]
         - 0.15 * _standard(np.log(activity))
         - 0.1 * _standard(np.log1p(tenure))
-        + 0.15 * _normal(rng, n)
+        + 0.12 * _normal(rng, n)
     )
     spend = (
         0.8 * _effects(rng, len(AGE_GROUPS))[age]
@@ -175,9 +176,9 @@ def _draw_users(rng: np.random.Generator, n: int, interest_taste: Floats) -> Use
 
 def _draw_items(rng: np.random.Generator, n: int, days: int, category_taste: Floats) -> Items:
     category = rng.choice(len(CATEGORIES), n, p=_weights(rng, len(CATEGORIES)))
-    brand = (rng.gumbel(size=(n, len(BRANDS))) + _normal(rng, len(CATEGORIES), len(BRANDS))[
-        category
-    ]).argmax(1)
+    brand = (
+        rng.gumbel(size=(n, len(BRANDS))) + _normal(rng, len(CATEGORIES), len(BRANDS))[category]
+    ).argmax(1)
     tags = _top(
         rng.gumbel(size=(n, len(TAGS))) + _normal(rng, len(CATEGORIES), len(TAGS))[category],
         rng.integers(1, 4, n),
@@ -194,7 +195,7 @@ def _draw_items(rng: np.random.Generator, n: int, days: int, category_taste: Flo
         category_taste[category]
         + 0.6 * tag_share @ _spread(rng, len(TAGS))
         + 0.3 * _spread(rng, len(BRANDS))[brand]
-        + 0.12 * _normal(rng, n, TASTE_DIM)
+        + 0.09 * _normal(rng, n, TASTE_DIM)
     )
     click_bias = (
         0.2 * _effects(rng, len(CATEGORIES))[category]
@@ -202,18 +203,16 @@ def _draw_items(rng: np.random.Generator, n: int, days: int, category_taste: Flo
         + 0.2 * tag_share @ _effects(rng, len(TAGS))
         - 0.12 * log_price
         - 0.1 * _standard(np.log1p(age))
-        + 0.16 * _normal(rng, n)
+        + 0.14 * _normal(rng, n)
     )
     conversion_bias = (
-        0.35 * _effects(rng, len(CATEGORIES))[category]
-        - 0.35 * log_price
-        + 0.08 * _normal(rng, n)
+        0.35 * _effects(rng, len(CATEGORIES))[category] - 0.35 * log_price + 0.08 * _normal(rng, n)
     )
     return Items(
         category=category,
         brand=brand,
         tags=tags,
-        price=np.round(np.exp(3.0 + 0.8 * log_price), 2),
+        price=np.round(np.exp(3.0 + 0.8 * log_price), 2).astype(np.float64),
         price_known=rng.random(n) >= 0.01,
         log_price=log_price,
         age=age,

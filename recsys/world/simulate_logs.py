@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -18,6 +14,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from recsys.artifacts import (
+    FORMAT_VERSION,
+    MANIFEST,
+    library_versions,
+    write_folder,
+    write_json,
+)
 from recsys.errors import EXIT_WRONG_USE, UserError
 from recsys.world.behaviour import (
     MS_PER_DAY,
@@ -28,10 +31,9 @@ from recsys.world.behaviour import (
     Truth,
     draw_impressions,
 )
-from recsys.world.population import DEVICES, Items, Users, draw_population
+from recsys.world.population import DEVICES, draw_population
 from recsys.world.truth import best_auc
 
-FORMAT_VERSION = 1
 CLICK_DELAY_MS = 15_000.0
 CONVERSION_DELAY_MS = 6.0 * MS_PER_HOUR
 _PILOT_ROWS = 30_000
@@ -91,16 +93,9 @@ def simulate(
     """
     _check(rows=rows, seed=seed, days=days, start=start, dirt=dirt)
     out = Path(out)
-    _check_free(out)
-    work: Path | None = None
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", suffix=".partial", dir=out.parent))
-        manifest = _World(work, rows, seed, days, start, dirt).write(progress)
-        _sync_folders(work)
-        work.chmod(0o755)
-        os.rename(work, out)
-        _sync(out.parent)
+        with write_folder(out) as folder:
+            return _World(folder, rows, seed, days, start, dirt).write(progress)
     except OSError as error:
         raise UserError(
             "The simulated world could not be written; nothing was left behind.",
@@ -109,10 +104,6 @@ def simulate(
             where=str(out),
             fix="Free space or choose another folder.",
         ) from error
-    finally:
-        if work is not None:
-            shutil.rmtree(work, ignore_errors=True)
-    return manifest
 
 
 @dataclass
@@ -141,8 +132,8 @@ class _World:
         # A stream for each purpose: dirt, or one more day, leaves all the rest as it was.
         streams = np.random.SeedSequence(seed).spawn(4)
         rng = np.random.default_rng(streams[0])
-        n_users = int(np.clip(rows // 400, 200, 3000))
-        n_items = int(np.clip(rows // 500, 300, 2000))
+        n_users = int(np.clip(rows // 500, 200, 2000))
+        n_items = int(np.clip(rows // 700, 300, 1500))
         self.users, self.items = draw_population(rng, n_users, n_items, days)
         self.truth = self._fitted(np.random.default_rng(streams[1]))
         self.day_streams = streams[2].spawn(days)
@@ -154,8 +145,7 @@ class _World:
     def _fitted(self, rng: np.random.Generator) -> Truth:
         at = sorted({0, self.days // 2, self.days - 1})
         draws = [
-            draw_impressions(rng, self.users, self.items, day, _PILOT_ROWS // len(at))
-            for day in at
+            draw_impressions(rng, self.users, self.items, day, _PILOT_ROWS // len(at)) for day in at
         ]
         columns = {
             name: np.concatenate([getattr(draw, name) for draw in draws])
@@ -231,9 +221,7 @@ class _World:
         self._write_events(epoch_day)
         return click, conversion, p_click, p_conversion
 
-    def _impressions(
-        self, shown: Impressions, time: NDArray[np.int64], requests: int
-    ) -> pa.Table:
+    def _impressions(self, shown: Impressions, time: NDArray[np.int64], requests: int) -> pa.Table:
         number = pa.array(shown.request + requests).cast(pa.string())
         request = pc.binary_join_element_wise("r", number, "")
         position = pa.array(shown.position.astype(np.int32))
@@ -263,6 +251,7 @@ class _World:
         click, conversion, p_click, p_conversion = labels
         clicks, conversions = int(click.sum()), int(conversion.sum())
         end = self.start + timedelta(days=self.days)
+        # No time of writing: the same arguments write the same bytes.
         manifest = {
             "kind": "world",
             "format_version": FORMAT_VERSION,
@@ -284,11 +273,10 @@ class _World:
                 "conversion_given_click": conversions / clicks if clicks else None,
             },
             "best_auc": best_auc(click, conversion, p_click, p_conversion),
-            "libraries": {"numpy": np.__version__, "pyarrow": pa.__version__},
+            "fingerprints": {},
+            "libraries": {**library_versions(), "numpy": np.__version__},
         }
-        path = self.root / "manifest.json"
-        path.write_text(json.dumps(manifest, indent=2) + "\n")
-        _sync(path)
+        write_json(self.root / MANIFEST, manifest)
         return manifest
 
 
@@ -308,22 +296,7 @@ def _moment(day: date) -> str:
 
 def _write(table: pa.Table, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "part-0.parquet"
-    pq.write_table(table, path, compression="zstd")
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sync_folders(root: Path) -> None:
-    for folder, _, _ in os.walk(root, topdown=False):
-        _sync(Path(folder))
+    pq.write_table(table, folder / "part-0.parquet", compression="zstd")
 
 
 def _check(*, rows: int, seed: int, days: int, start: date, dirt: float) -> None:
@@ -348,16 +321,3 @@ def _check(*, rows: int, seed: int, days: int, start: date, dirt: float) -> None
     # Room for events after the last day, whose dates must exist too.
     if (date.max - start).days < days + 365:
         refuse("start", "a start more than a year before the year 9999 ends", start)
-
-
-def _check_free(out: Path) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    raise UserError(
-        "The output is in use.",
-        expected="a folder that does not exist yet or is empty",
-        found="a folder with files in it" if out.is_dir() else "a file",
-        where=str(out),
-        fix="Choose another folder, or remove this one first.",
-        exit_code=EXIT_WRONG_USE,
-    )

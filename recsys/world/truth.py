@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike
 
+from recsys.artifacts import read_manifest
 from recsys.errors import UserError
 from recsys.metrics import auc
 
@@ -62,7 +61,8 @@ def read_truth(world: Path, days: Iterable[str] | None = None) -> pa.Table:
     Raises:
         UserError: the folder is no simulated world, or a day is not in it.
     """
-    manifest = read_manifest(world)
+    world = Path(world)
+    manifest = read_manifest(world, "world")
     wanted = list(manifest["day_list"]) if days is None else list(days)
     unknown = sorted(set(wanted) - set(manifest["day_list"]))
     if unknown:
@@ -73,7 +73,9 @@ def read_truth(world: Path, days: Iterable[str] | None = None) -> pa.Table:
             where=str(world),
             fix="Name days of the world, or simulate a longer one.",
         )
-    tables = [pq.ParquetFile(world / "truth" / f"day={day}" / "part-0.parquet").read() for day in wanted]
+    tables = [
+        pq.ParquetFile(world / "truth" / f"day={day}" / "part-0.parquet").read() for day in wanted
+    ]
     if not tables:
         raise UserError(
             "No days were asked for.",
@@ -102,41 +104,10 @@ def best_auc_of(world: Path, days: Iterable[str] | None = None) -> dict[str, flo
     )
 
 
-def read_manifest(world: Path) -> dict[str, Any]:
-    """The manifest of a simulated world.
-
-    Raises:
-        UserError: the folder is no simulated world.
-    """
-    path = world / "manifest.json"
-    try:
-        manifest = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            "This is no simulated world.",
-            expected="a folder with a readable manifest.json",
-            found=str(error),
-            where=str(path),
-            fix=f"Run: recsys simulate {world}",
-        ) from error
-    if not isinstance(manifest, dict) or manifest.get("kind") != "world":
-        raise UserError(
-            "This is no simulated world.",
-            expected="a manifest of kind 'world'",
-            found=f"kind {manifest.get('kind')!r}" if isinstance(manifest, dict) else "no mapping",
-            where=str(path),
-            fix="Give the folder that recsys simulate wrote.",
-        )
-    return manifest
-
-
 def _is_in(ids: pa.ChunkedArray, log: Path) -> np.ndarray:
     files = sorted(log.glob("day=*/part-*.parquet"))
     found = pa.concat_tables(
-        [
-            pq.ParquetFile(file).read(columns=["impression_id"])
-            for file in files
-        ]
+        [pq.ParquetFile(file).read(columns=["impression_id"]) for file in files]
         or [pa.table({"impression_id": pa.array([], pa.string())})]
     )["impression_id"]
     return pc.is_in(ids, value_set=found.combine_chunks()).to_numpy()

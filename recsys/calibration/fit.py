@@ -1,0 +1,193 @@
+"""Fitting a calibration on held-out labels and logits, in NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from recsys import metrics
+from recsys.calibration.isotonic import isotonic_knots
+from recsys.calibration.record import Calibration, logit, sigmoid
+
+_Array = NDArray[Any]
+FitKind = Literal["none", "identity", "temperature", "platt", "isotonic"]
+_MAX_LOGIT = 30.0
+
+
+def fit_calibration(
+    kind: FitKind,
+    labels: ArrayLike,
+    logits: ArrayLike,
+    weights: ArrayLike | None = None,
+    max_knots: int = 100,
+) -> Calibration:
+    """Fit a calibration of one task by maximum likelihood.
+
+    "temperature" (Guo et al. 2017) scales the logit; "platt" (Platt 1999) scales and
+    shifts it, by Newton's method with Platt's smoothed targets; "isotonic" (Zadrozny
+    and Elkan 2002) bends it freely upwards, in at most `max_knots` knots. All results
+    are strictly increasing, so they leave AUC as it is. Rows with a NaN label, or a
+    logit that is not finite, are left out; logits beyond 30 count as 30 in the fit.
+
+    Args:
+        kind: what to fit; "none" and "identity" fit nothing.
+        labels: [rows] of 0 and 1, NaN where not observed.
+        logits: [rows] uncalibrated logits.
+        weights: [rows], at least 0, or None.
+        max_knots: limit for "isotonic".
+
+    Returns:
+        The record. Where the data cannot carry the fit (no rows, one class only, a
+        ranking that is upside down) it is a simpler one, with `warning` saying why.
+    """
+    if kind not in ("none", "identity", "temperature", "platt", "isotonic"):
+        raise ValueError(f"unknown kind of calibration {kind!r}.")
+    if kind in ("none", "identity"):
+        return Calibration()
+    y, x, w = (np.asarray(a, dtype=np.float64) for a in
+               (labels, logits, np.ones(np.shape(labels)) if weights is None else weights))
+    if not y.shape == x.shape == w.shape or y.ndim != 1:
+        raise ValueError(
+            f"labels, logits and weights must be [rows]; got {y.shape}, {x.shape}, {w.shape}."
+        )
+    keep = ~np.isnan(y) & np.isfinite(x) & (w > 0)
+    y, x, w = y[keep], np.clip(x[keep], -_MAX_LOGIT, _MAX_LOGIT), w[keep]
+    if not np.isin(y, (0, 1)).all():
+        raise ValueError("labels must be 0 or 1 (or NaN where not observed).")
+    if y.size == 0 or y.min() == y.max():
+        seen = "no usable rows" if y.size == 0 else f"only label {y[0]:g} in {y.size} rows"
+        return Calibration(warning=f"not calibrated: {seen}")
+    if kind == "temperature":
+        slope, _ = _newton(y, x, w, intercept=False)
+        if slope <= 1e-3:
+            return Calibration(warning="not calibrated: logits do not rise with the label")
+        return Calibration("temperature", {"temperature": 1.0 / slope})
+    if kind == "platt":
+        slope, intercept = _newton(_platt_targets(y, w), x, w, intercept=True)
+        if slope > 1e-3:
+            return Calibration("platt", {"slope": slope, "intercept": intercept})
+        shift = _shift(y, x, w)
+        return Calibration(
+            "platt", {"slope": 1.0, "intercept": shift},
+            "only the mean is calibrated: logits do not rise with the label",
+        )
+    knots_x, knots_y = isotonic_knots(y, x, w, max_knots)
+    warning = None
+    if knots_x.size == 1:
+        warning = "only the mean is calibrated: the label rate does not rise with the logit"
+    return Calibration(
+        "isotonic", {"x": tuple(knots_x.tolist()), "y": tuple(knots_y.tolist())}, warning
+    )
+
+
+def _platt_targets(y: _Array, w: _Array) -> _Array:
+    positives = float(w @ y)
+    negatives = float(w.sum()) - positives
+    return np.where(y > 0, (positives + 1.0) / (positives + 2.0), 1.0 / (negatives + 2.0))
+
+
+def _nll(t: _Array, z: _Array, w: _Array) -> float:
+    return float(w @ (np.logaddexp(0.0, z) - t * z))
+
+
+def _newton(t: _Array, x: _Array, w: _Array, intercept: bool) -> tuple[float, float]:
+    """Minimise the cross-entropy of slope x + intercept; convex, so damped Newton is sure."""
+    theta = np.array([1.0, 0.0])
+    design = np.stack([x, np.ones_like(x)])
+    if not intercept:
+        design[1] = 0.0
+    value = _nll(t, theta @ design, w)
+    ridge = 1e-9 * float(w.sum())
+    for _ in range(100):
+        p = sigmoid(theta @ design)
+        gradient = design @ (w * (p - t))
+        hessian = (design * (w * p * (1.0 - p))) @ design.T + ridge * np.eye(2)
+        step = np.linalg.solve(hessian, gradient)
+        size = 1.0
+        while (new := _nll(t, (theta - size * step) @ design, w)) > value and size > 1e-10:
+            size /= 2.0
+        if size <= 1e-10:
+            break
+        theta, value = theta - size * step, new
+        if np.abs(size * step).max() < 1e-10:
+            break
+    return float(theta[0]), float(theta[1])
+
+
+def _shift(y: _Array, x: _Array, w: _Array) -> float:
+    """The shift b at which sigmoid(x + b) averages to the label rate, by bisection."""
+    rate = float(w @ y / w.sum())
+    low, high = logit(rate) - float(x.max()), logit(rate) - float(x.min())
+    for _ in range(100):
+        middle = 0.5 * (low + high)
+        if float(w @ sigmoid(x + middle) / w.sum()) < rate:
+            low = middle
+        else:
+            high = middle
+    return 0.5 * (low + high)
+
+
+def fit_funnel(
+    kinds: Mapping[str, FitKind],
+    labels: Mapping[str, ArrayLike],
+    logits: Mapping[str, ArrayLike],
+    given: Mapping[str, str | None] | None = None,
+) -> dict[str, Calibration]:
+    """Fit each task of a funnel on the rows on which it could happen.
+
+    p(click) is fitted on all rows and p(conversion given click) on the clicked ones,
+    so their product is calibrated too, and never exceeds p(click).
+
+    Args:
+        kinds: task to the kind to fit.
+        labels: task to [rows].
+        logits: task to [rows], conditional on the task that it follows.
+        given: task to the task that it follows; None, or left out, for none.
+
+    Returns:
+        Task to its calibration.
+    """
+    given = given or {}
+    result = {}
+    for task, kind in kinds.items():
+        rows = _happened(task, labels, given)
+        result[task] = fit_calibration(
+            kind, np.asarray(labels[task])[rows], np.asarray(logits[task])[rows]
+        )
+    return result
+
+
+def _happened(
+    task: str, labels: Mapping[str, ArrayLike], given: Mapping[str, str | None]
+) -> _Array:
+    """Mask of the rows on which every ancestor of the task happened."""
+    rows = np.ones(np.shape(labels[task]), dtype=bool)
+    parent = given.get(task)
+    while parent is not None:
+        rows &= np.asarray(labels[parent]) == 1
+        parent = given.get(parent)
+    return rows
+
+
+def calibration_report(
+    calibration: Calibration, labels: ArrayLike, logits: ArrayLike
+) -> dict[str, float | int | str | None]:
+    """Return kind, warning, rows, positives, and ECE and log loss before and after.
+
+    Rows with a NaN label are left out; a number that is not defined is None.
+    """
+    before = metrics.task_metrics(labels, sigmoid(np.asarray(logits, dtype=np.float64)))
+    after = metrics.task_metrics(labels, calibration.apply(logits))
+    return {
+        "kind": calibration.kind,
+        "warning": calibration.warning,
+        "rows": before["rows"],
+        "positives": before["positives"],
+        "ece_before": before["ece"],
+        "ece_after": after["ece"],
+        "log_loss_before": before["log_loss"],
+        "log_loss_after": after["log_loss"],
+    }

@@ -1,0 +1,263 @@
+"""How tasks share what they learn: shared bottom, MMoE, PLE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+from recsys.layers.checks import require_floating, require_positive, require_rank
+from recsys.layers.gated_tower import GatedTower
+from recsys.layers.randomness import check_rate, fold_in, seed_for
+
+
+class TaskSharing(tf_keras.layers.Layer):
+    """What the three ways of sharing have in common: their arguments and their checks.
+
+    Args:
+      tasks: task names, at least one, distinct.
+      units: widths of an expert (a `GatedTower`), at least one.
+      dropout: rate in [0, 1) inside the experts.
+      recompute: whether experts are recomputed in the backward pass.
+      activation: of the experts' linear halves.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        units: Sequence[int],
+        dropout: float = 0.0,
+        recompute: bool = False,
+        activation: Any = "relu",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        name = type(self).__name__
+        self.tasks = tuple(tasks)
+        if not self.tasks or len(set(self.tasks)) != len(self.tasks):
+            raise ValueError(f"{name} requires distinct task names, but received {self.tasks}.")
+        self.units = tuple(require_positive(name, "units", width) for width in units)
+        if not self.units:
+            raise ValueError(f"{name} requires at least one width in `units`, received none.")
+        self.dropout = check_rate(name, dropout)
+        self.recompute = bool(recompute)
+        self.activation = tf_keras.activations.get(activation)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "tasks": list(self.tasks),
+            "units": list(self.units),
+            "dropout": self.dropout,
+            "recompute": self.recompute,
+            "activation": tf_keras.activations.serialize(self.activation),
+        }
+
+    def _expert(self, name: str) -> GatedTower:
+        return GatedTower(
+            self.units,
+            dropout=self.dropout,
+            recompute=self.recompute,
+            activation=self.activation,
+            dtype=self._dtype_policy,
+            name=name,
+        )
+
+    def _gate(self, choices: int, name: str) -> tf_keras.layers.Dense:
+        return tf_keras.layers.Dense(choices, dtype=self._dtype_policy, name=name)
+
+    def _checked(self, x: tf.Tensor) -> tf.Tensor:
+        name = type(self).__name__
+        x = require_floating(name, "x", x)
+        require_rank(name, "x", x.shape, "[batch, in]")
+        return x
+
+
+def _softmax(logits: tf.Tensor) -> tf.Tensor:
+    """Softmax over the last axis, in at least float32."""
+    exact = tf.cast(logits, tf.float32) if logits.dtype.size < 4 else logits
+    return tf.cast(tf.nn.softmax(exact, axis=-1), logits.dtype)
+
+
+@tf_keras.utils.register_keras_serializable(package="recsys")
+class SharedBottom(TaskSharing):
+    """One gated tower that every task uses (Caruana 1997).
+
+    Args: those of `TaskSharing`: tasks, units, dropout, recompute, activation.
+
+    Call arguments: ``x`` float ``[batch, in]``, ``training``, and ``seed`` int32 ``[2]``
+    or ``None``.
+
+    Output: a dictionary by task name of ``[batch, units[-1]]`` (the same tensor).
+
+    >>> sorted(SharedBottom(["click", "conversion"], [8])(tf.ones([2, 3])))
+    ['click', 'conversion']
+    """
+
+    def __init__(self, tasks: Sequence[str], units: Sequence[int], **kwargs: Any) -> None:
+        super().__init__(tasks, units, **kwargs)
+        self.bottom = self._expert("bottom")
+
+    def build(self, input_shape: Any) -> None:
+        require_rank("SharedBottom", "x", input_shape, "[batch, in]")
+        super().build(input_shape)
+
+    def call(
+        self, x: tf.Tensor, training: bool | None = False, seed: tf.Tensor | None = None
+    ) -> dict[str, tf.Tensor]:
+        shared = self.bottom(self._checked(x), training=training, seed=seed)
+        return {task: shared for task in self.tasks}
+
+
+@tf_keras.utils.register_keras_serializable(package="recsys")
+class MMoE(TaskSharing):
+    """Multi-gate mixture of experts: each task mixes all experts by a softmax of its own.
+
+    Ma et al. 2018, https://doi.org/10.1145/3219819.3220007.
+
+    Args: those of `TaskSharing`, and:
+      experts: number of gated towers.
+
+    Call arguments: ``x`` float ``[batch, in]``, ``training``, and ``seed`` int32 ``[2]``
+    or ``None``.
+
+    Output: a dictionary by task name of ``[batch, units[-1]]``.
+
+    >>> MMoE(["click", "conversion"], [8], experts=3)(tf.ones([2, 3]))["click"].shape
+    TensorShape([2, 8])
+    """
+
+    def __init__(
+        self, tasks: Sequence[str], units: Sequence[int], experts: int = 4, **kwargs: Any
+    ) -> None:
+        super().__init__(tasks, units, **kwargs)
+        self.experts = require_positive("MMoE", "experts", experts)
+        self.towers = [self._expert(f"expert_{index}") for index in range(self.experts)]
+        self.gate = self._gate(len(self.tasks) * self.experts, "gate")
+
+    def build(self, input_shape: Any) -> None:
+        require_rank("MMoE", "x", input_shape, "[batch, in]")
+        super().build(input_shape)
+
+    def call(
+        self, x: tf.Tensor, training: bool | None = False, seed: tf.Tensor | None = None
+    ) -> dict[str, tf.Tensor]:
+        x = self._checked(x)
+        seed = seed_for(training, self.dropout, seed)
+        outputs = [
+            tower(x, training=training, seed=fold_in(seed, index))
+            for index, tower in enumerate(self.towers)
+        ]
+        logits = tf.reshape(self.gate(x), [-1, len(self.tasks), self.experts])
+        mixed = tf.matmul(_softmax(logits), tf.stack(outputs, axis=1))
+        return dict(zip(self.tasks, tf.unstack(mixed, axis=1), strict=True))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "experts": self.experts}
+
+
+@tf_keras.utils.register_keras_serializable(package="recsys")
+class PLE(TaskSharing):
+    """Progressive layered extraction: shared experts and each task's own, level on level.
+
+    On every level, a task mixes its own experts and the shared ones by a softmax of its
+    own input, and the shared stream mixes all of them. The last level has no shared
+    stream, for nothing follows it. Tang et al. 2020,
+    https://doi.org/10.1145/3383313.3412236.
+
+    Args: those of `TaskSharing`, and:
+      levels: extraction levels, at least 1 (one level is customized gate control).
+      shared_experts: shared gated towers a level.
+      task_experts: gated towers of each task a level.
+
+    Call arguments: ``x`` float ``[batch, in]``, ``training``, and ``seed`` int32 ``[2]``
+    or ``None``.
+
+    Output: a dictionary by task name of ``[batch, units[-1]]``.
+
+    >>> PLE(["click", "conversion"], [8], levels=2)(tf.ones([2, 3]))["conversion"].shape
+    TensorShape([2, 8])
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        units: Sequence[int],
+        levels: int = 2,
+        shared_experts: int = 1,
+        task_experts: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(tasks, units, **kwargs)
+        self.levels = require_positive("PLE", "levels", levels)
+        self.shared_experts = require_positive("PLE", "shared_experts", shared_experts)
+        self.task_experts = require_positive("PLE", "task_experts", task_experts)
+        self.shared_towers: list[list[GatedTower]] = []
+        self.task_towers: list[list[list[GatedTower]]] = []
+        self.task_gates: list[list[tf_keras.layers.Dense]] = []
+        self.shared_gates: list[tf_keras.layers.Dense] = []
+        every = self.shared_experts + len(self.tasks) * self.task_experts
+        for level in range(self.levels):
+            self.shared_towers.append(
+                [self._expert(f"level_{level}_shared_{i}") for i in range(self.shared_experts)]
+            )
+            self.task_towers.append(
+                [
+                    [self._expert(f"level_{level}_task_{t}_{i}") for i in range(self.task_experts)]
+                    for t in range(len(self.tasks))
+                ]
+            )
+            own = self.task_experts + self.shared_experts
+            self.task_gates.append(
+                [self._gate(own, f"level_{level}_gate_{t}") for t in range(len(self.tasks))]
+            )
+            if level + 1 < self.levels:
+                self.shared_gates.append(self._gate(every, f"level_{level}_gate_shared"))
+
+    def build(self, input_shape: Any) -> None:
+        require_rank("PLE", "x", input_shape, "[batch, in]")
+        super().build(input_shape)
+
+    def call(
+        self, x: tf.Tensor, training: bool | None = False, seed: tf.Tensor | None = None
+    ) -> dict[str, tf.Tensor]:
+        shared = self._checked(x)
+        of_task = [shared] * len(self.tasks)
+        seed = seed_for(training, self.dropout, seed)
+        part = 0
+        for level in range(self.levels):
+            outputs = []
+            sources = [shared, *of_task]
+            towers_of = [self.shared_towers[level], *self.task_towers[level]]
+            for source, towers in zip(sources, towers_of, strict=True):
+                group = []
+                for tower in towers:
+                    group.append(tower(source, training=training, seed=fold_in(seed, part)))
+                    part += 1
+                outputs.append(group)
+            following = [
+                _mix(gate(source), [*own, *outputs[0]])
+                for gate, source, own in zip(
+                    self.task_gates[level], of_task, outputs[1:], strict=True
+                )
+            ]
+            if level + 1 < self.levels:
+                every = [output for group in outputs for output in group]
+                shared = _mix(self.shared_gates[level](shared), every)
+            of_task = following
+        return dict(zip(self.tasks, of_task, strict=True))
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "levels": self.levels,
+            "shared_experts": self.shared_experts,
+            "task_experts": self.task_experts,
+        }
+
+
+def _mix(logits: tf.Tensor, outputs: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Average ``[batch, width]`` outputs by the softmax of ``[batch, outputs]`` logits."""
+    return tf.linalg.matvec(tf.stack(outputs, axis=1), _softmax(logits), transpose_a=True)

@@ -1,0 +1,281 @@
+"""The losses of all tasks of a funnel, one scalar a task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import tensorflow as tf
+
+from recsys.losses.focal import focal_from_log_probs
+from recsys.losses.funnel import funnel_log_probs
+from recsys.losses.numeric import smooth_labels, to_compute_dtype, weighted_mean
+from recsys.losses.ranking import listwise_softmax, pairwise_logistic
+from recsys.losses.sampling import sampled_logit
+
+Mode = Literal["entire_space", "masked"]
+Kind = Literal["bce", "focal", "mse", "huber"]
+Ranking = Literal["pairwise", "listwise"]
+_REGRESSION = ("mse", "huber")
+
+
+@dataclass(frozen=True)
+class TaskLoss:
+    """How one task is trained.
+
+    Attributes:
+        name: key of the task's labels and logits.
+        given: the task that this one follows in the funnel (its logit is then that of
+            the conditional probability), or None.
+        mode: for a task with `given`. "entire_space" trains the product of the chain
+            on all rows (ESMM, Ma et al. 2018); "masked" trains the conditional on rows
+            whose parent happened. None takes "entire_space", or "masked" for
+            regression, which has no product.
+        ipw: with "masked", weigh each row by 1 / max(p(parent), min_propensity), p from
+            the model with its gradient stopped (Multi-IPW, Zhang et al. 2020,
+            https://arxiv.org/abs/1910.09337).
+        min_propensity: lower bound of the propensity.
+        loss: "bce", "focal", or for a real-valued label "mse" or "huber".
+        alpha: focal weight of positives, None for none; with "focal" only.
+        gamma: focal exponent; with "focal" only.
+        huber_delta: where "huber" turns from quadratic to linear.
+        label_smoothing: share of each binary label that is moved to one half.
+        weight: the task's weight, which the balancer applies.
+        negative_sampling_rate: share of this task's negatives that the data kept. The
+            loss sees the thinned data's logit x - log(rate), so the model's own logit
+            is that of the full data.
+        ranking: adds a loss over the rows of a group; None for none.
+        ranking_weight: factor of that loss.
+    """
+
+    name: str
+    given: str | None = None
+    mode: Mode | None = None
+    ipw: bool = False
+    min_propensity: float = 0.05
+    loss: Kind = "bce"
+    alpha: float | None = None
+    gamma: float = 0.0
+    huber_delta: float = 1.0
+    label_smoothing: float = 0.0
+    weight: float = 1.0
+    negative_sampling_rate: float = 1.0
+    ranking: Ranking | None = None
+    ranking_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        def need(ok: bool, what: str) -> None:
+            if not ok:
+                raise ValueError(f"task {self.name!r}: {what}")
+
+        regression = self.is_regression
+        need(self.loss in ("bce", "focal", *_REGRESSION), f"unknown loss {self.loss!r}.")
+        need(self.mode in (None, "entire_space", "masked"), f"unknown mode {self.mode!r}.")
+        need(self.ranking in (None, "pairwise", "listwise"), f"unknown ranking {self.ranking!r}.")
+        need(self.given is not None or self.mode is None, "mode needs `given`.")
+        need(not (regression and self.mode == "entire_space"), "regression has no product.")
+        need(not self.ipw or self.resolved_mode == "masked", 'ipw needs mode "masked".')
+        need(0 < self.min_propensity <= 1, "min_propensity must lie in (0, 1].")
+        need(0 < self.negative_sampling_rate <= 1, "negative_sampling_rate must lie in (0, 1].")
+        plain = self.alpha is None and self.gamma == 0
+        need(self.loss == "focal" or plain, 'alpha and gamma need loss "focal".')
+        need(self.gamma >= 0, "gamma must be at least 0.")
+        need(self.alpha is None or 0 < self.alpha < 1, "alpha must lie between 0 and 1.")
+        need(0 <= self.label_smoothing < 1, "label_smoothing must lie in [0, 1).")
+        need(not regression or self.label_smoothing == 0, "label smoothing needs a binary label.")
+        need(not regression or self.negative_sampling_rate == 1, "regression has no negatives.")
+        need(self.huber_delta > 0, "huber_delta must be above 0.")
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the label is real-valued."""
+        return self.loss in _REGRESSION
+
+    @property
+    def resolved_mode(self) -> Mode | None:
+        """The mode in force; None for a task without `given`."""
+        if self.given is None:
+            return None
+        return self.mode or ("masked" if self.is_regression else "entire_space")
+
+
+def _vector(name: str, what: str, values: tf.Tensor) -> tf.Tensor:
+    """[batch] of [batch] or [batch, 1]."""
+    values = tf.convert_to_tensor(values)
+    if values.shape.rank == 2 and values.shape[-1] == 1:
+        values = tf.squeeze(values, -1)
+    if values.shape.rank not in (None, 1):
+        raise ValueError(
+            f"{what} of task {name!r} must have shape [batch] or [batch, 1]; "
+            f"received {values.shape}."
+        )
+    return values
+
+
+class MultiTaskLoss:
+    """Loss of each task, without balancing weights: a balancer combines them.
+
+    Each loss is the weighted mean over the rows that count for its task:
+
+    - without `given`: rows with an observed label (NaN means not observed);
+    - "entire_space": all rows on which "the chain happened" is known. It is 0 as soon
+      as one observed stage is 0, even if later labels are NaN, so a conversion that is
+      only recorded for clicks needs no filling in. Otherwise it is the product of the
+      chain's labels, and unknown if one of them is NaN;
+    - "masked": rows whose every ancestor happened (label above one half) and whose own
+      label is observed; the mean is over these rows, so it divides by their weight;
+    - "masked" with `ipw`: the same rows, but divided by the weight of *all* rows with
+      known ancestors, which makes the loss an unbiased estimate of the mean over the
+      entire space.
+
+    If no row counts, the loss is 0 with zero gradients. Under a strategy each replica
+    takes the mean of its own rows.
+
+    Args:
+        tasks: the records, in any order; a `given` must name a binary task among them.
+
+    Raises:
+        ValueError: on duplicate names, a dangling or circular `given`.
+
+    >>> loss = MultiTaskLoss([TaskLoss("click"), TaskLoss("conversion", given="click")])
+    >>> zeros = tf.zeros([2])
+    >>> out = loss({"click": [1, 0], "conversion": [1, 0]}, {"click": zeros, "conversion": zeros})
+    >>> {name: round(float(value), 4) for name, value in out.items()}  # (ln 4 - ln 3/4) / 2
+    {'click': 0.6931, 'conversion': 0.837}
+    """
+
+    def __init__(self, tasks: Sequence[TaskLoss]) -> None:
+        self.tasks = tuple(tasks)
+        by_name = {task.name: task for task in self.tasks}
+        if len(by_name) != len(self.tasks):
+            raise ValueError(f"task names must differ; received {[t.name for t in self.tasks]}.")
+        self._chains: dict[str, tuple[TaskLoss, ...]] = {}
+        for task in self.tasks:
+            chain = [task]
+            while (parent := chain[0].given) is not None:
+                if parent not in by_name:
+                    raise ValueError(
+                        f"task {chain[0].name!r} is given {parent!r}, which is none of the "
+                        f"tasks {sorted(by_name)}."
+                    )
+                if by_name[parent] in chain:
+                    raise ValueError(f"task {task.name!r} follows itself in the funnel.")
+                if by_name[parent].is_regression:
+                    raise ValueError(f"task {chain[0].name!r}: {parent!r} is not binary.")
+                chain.insert(0, by_name[parent])
+            self._chains[task.name] = tuple(chain)
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Names in the order of the records."""
+        return tuple(task.name for task in self.tasks)
+
+    @property
+    def needs_groups(self) -> bool:
+        """Whether a task has a ranking loss."""
+        return any(task.ranking is not None for task in self.tasks)
+
+    def __call__(
+        self,
+        labels: Mapping[str, tf.Tensor],
+        logits: Mapping[str, tf.Tensor],
+        sample_weight: tf.Tensor | None = None,
+        groups: tf.Tensor | None = None,
+    ) -> dict[str, tf.Tensor]:
+        """Return the loss of each task.
+
+        Args:
+            labels: task to [batch] numbers; NaN where not observed.
+            logits: task to [batch] logits (predictions, for regression), those of a task
+                with `given` conditional on it.
+            sample_weight: [batch], at least 0, or None.
+            groups: [batch] ids of requests; needed by ranking losses alone.
+
+        Returns:
+            Task to scalar, float32 (float64 for float64 logits).
+
+        Raises:
+            ValueError: if a task's labels or logits are missing or not [batch].
+        """
+        y: dict[str, tf.Tensor] = {}
+        x: dict[str, tf.Tensor] = {}
+        for task in self.tasks:
+            for what, given in (("labels", labels), ("logits", logits)):
+                if task.name not in given:
+                    raise ValueError(
+                        f"{what} must hold task {task.name!r}; received {sorted(given)}."
+                    )
+            logit = to_compute_dtype(_vector(task.name, "logits", logits[task.name]))
+            y[task.name] = tf.cast(_vector(task.name, "labels", labels[task.name]), logit.dtype)
+            y[task.name].shape.assert_is_compatible_with(logit.shape)
+            rate = task.negative_sampling_rate
+            x[task.name] = logit if rate == 1 else sampled_logit(logit, rate)
+        if self.needs_groups and groups is None:
+            raise ValueError("groups must be given: a task has a ranking loss.")
+        return {task.name: self._loss(task, y, x, sample_weight, groups) for task in self.tasks}
+
+    def _loss(
+        self,
+        task: TaskLoss,
+        labels: dict[str, tf.Tensor],
+        logits: dict[str, tf.Tensor],
+        sample_weight: tf.Tensor | None,
+        groups: tf.Tensor | None,
+    ) -> tf.Tensor:
+        *ancestors, _ = [stage.name for stage in self._chains[task.name]]
+        label, logit = labels[task.name], logits[task.name]
+        ones = tf.ones_like(label)
+        weight = ones if sample_weight is None else tf.cast(
+            _vector(task.name, "sample_weight", sample_weight), label.dtype
+        )
+        denominator = None
+        chain = [logit]
+        if task.resolved_mode == "entire_space":
+            stages = tf.stack([*(labels[name] for name in ancestors), label])
+            failed = tf.reduce_any(tf.equal(stages, 0), axis=0)
+            label = tf.where(failed, tf.zeros_like(label), tf.reduce_prod(stages, axis=0))
+            chain = [*(logits[name] for name in ancestors), logit]
+        elif task.resolved_mode == "masked":
+            parents = tf.stack([labels[name] for name in ancestors])
+            failed = tf.reduce_any(parents <= 0.5, axis=0)
+            happened = tf.reduce_all(parents > 0.5, axis=0)
+            observed = ~tf.math.is_nan(label)
+            if task.ipw:
+                known = failed | (happened & observed)
+                denominator = tf.reduce_sum(tf.where(known, weight, tf.zeros_like(weight)))
+                log_propensity, _ = funnel_log_probs([logits[name] for name in ancestors])
+                propensity = tf.stop_gradient(tf.math.exp(log_propensity))
+                weight = weight / tf.maximum(propensity, task.min_propensity)
+            label = tf.where(happened, label, ones * float("nan"))
+        counts = ~tf.math.is_nan(label)
+        target = tf.where(counts, label, tf.zeros_like(label))
+        weight = tf.where(counts, weight, tf.zeros_like(weight))
+        per_row, score = self._per_row(task, target, chain)
+        mean = weighted_mean(per_row, weight)
+        if denominator is not None:
+            mean = tf.math.divide_no_nan(mean * tf.reduce_sum(weight), denominator)
+        if task.ranking is not None:
+            rank = pairwise_logistic if task.ranking == "pairwise" else listwise_softmax
+            mean += task.ranking_weight * rank(label, score, groups, weight)
+        return mean
+
+    @staticmethod
+    def _per_row(
+        task: TaskLoss, target: tf.Tensor, chain: list[tf.Tensor]
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Loss per row, and the score by which the row would be ranked."""
+        prediction = chain[-1]
+        if task.is_regression:
+            error = prediction - target
+            if task.loss == "mse":
+                return tf.square(error), prediction
+            delta = task.huber_delta
+            size = tf.abs(error)
+            # The clipped form has the right gradient on both sides without a branch.
+            quadratic = tf.minimum(size, delta)
+            return 0.5 * tf.square(quadratic) + delta * (size - quadratic), prediction
+        log_p, log_1mp = funnel_log_probs(chain)
+        target = smooth_labels(target, task.label_smoothing)
+        loss = focal_from_log_probs(target, log_p, log_1mp, task.alpha, task.gamma)
+        return loss, (prediction if len(chain) == 1 else log_p - log_1mp)

@@ -1,0 +1,120 @@
+"""Ranking losses within groups: the impressions of one request, say.
+
+A pair or a list is not a row, so these reduce themselves to a scalar.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from recsys.losses.numeric import check_same_shape, to_compute_dtype
+
+
+def _observed(
+    labels: tf.Tensor, logits: tf.Tensor, groups: tf.Tensor, sample_weight: tf.Tensor | None
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Rows with a label, with their groups renumbered 0, 1, ... and their weights."""
+    logits = to_compute_dtype(logits)
+    labels = tf.cast(labels, logits.dtype)
+    groups = tf.convert_to_tensor(groups)
+    weights = tf.ones_like(labels) if sample_weight is None else sample_weight
+    weights = tf.cast(weights, logits.dtype)
+    for other in (labels, groups, weights):
+        check_same_shape(other, logits)
+    rows = tf.where(~tf.math.is_nan(labels))[:, 0]
+    index = tf.unique(tf.gather(groups, rows), out_idx=tf.int64).idx
+    return tf.gather(labels, rows), tf.gather(logits, rows), index, tf.gather(weights, rows)
+
+
+def _groups_of(index: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_max(tf.concat([index, [-1]], axis=0)) + 1
+
+
+def pairwise_logistic(
+    labels: tf.Tensor,
+    logits: tf.Tensor,
+    groups: tf.Tensor,
+    sample_weight: tf.Tensor | None = None,
+) -> tf.Tensor:
+    """Mean of log(1 + exp(x_j - x_i)) over pairs of one group with label_i > label_j.
+
+    RankNet (Burges et al. 2005) with the order of labels as target, which for one
+    positive and one sampled negative is BPR (Rendle et al. 2009). Only pairs within
+    groups are built: memory is the sum, over rows above their group's lowest label,
+    of the group's size. It is batch squared only if the batch is one group. A group
+    with one row, or with all labels equal, has no pair; with no pair at all the loss
+    is 0 with zero gradients. Rows with a NaN label are left out. Shapes depend on the
+    data, so this does not compile under XLA.
+
+    Args:
+        labels: [batch] relevance, any numeric dtype.
+        logits: [batch] float scores.
+        groups: [batch] integer (or string) ids; equal ids form a group.
+        sample_weight: [batch] or None; a pair has the weight of its higher-labelled row.
+
+    Returns:
+        Scalar, float32 (float64 if logits are).
+
+    >>> x = tf.constant([2.0, 0.0, 5.0])
+    >>> float(pairwise_logistic(tf.constant([1, 0, 1]), x, tf.constant([7, 7, 8])))  # log(1+e^-2)
+    0.1269...
+    """
+    y, x, index, w = _observed(labels, logits, groups, sample_weight)
+    order = tf.argsort(index, stable=True)
+    y, x, index, w = (tf.gather(v, order) for v in (y, x, index, w))
+    n_groups = _groups_of(index)
+    sizes = tf.math.bincount(tf.cast(index, tf.int32), minlength=tf.cast(n_groups, tf.int32))
+    sizes = tf.cast(sizes, tf.int64)
+    starts = tf.cumsum(sizes, exclusive=True)
+    lowest = tf.math.unsorted_segment_min(y, index, n_groups)
+    upper = tf.where(y > tf.gather(lowest, index))[:, 0]  # rows that can win a pair
+    per_row = tf.gather(sizes, tf.gather(index, upper))
+    i = tf.repeat(upper, per_row)
+    within = tf.range(tf.size(i, tf.int64)) - tf.repeat(tf.cumsum(per_row, exclusive=True), per_row)
+    j = tf.gather(starts, tf.gather(index, i)) + within
+    weight = tf.where(tf.gather(y, i) > tf.gather(y, j), tf.gather(w, i), 0.0)
+    pair_loss = tf.math.softplus(tf.gather(x, j) - tf.gather(x, i))
+    return tf.math.divide_no_nan(tf.reduce_sum(weight * pair_loss), tf.reduce_sum(weight))
+
+
+def listwise_softmax(
+    labels: tf.Tensor,
+    logits: tf.Tensor,
+    groups: tf.Tensor,
+    sample_weight: tf.Tensor | None = None,
+) -> tf.Tensor:
+    """Softmax cross-entropy within each group, averaged over groups (ListNet's top-one form).
+
+    A group's loss is -sum_i t_i log softmax(x)_i over its rows, with t the labels
+    divided by their sum (Cao et al. 2007). Groups with one row or without a positive
+    label are left out; if none is left the loss is 0 with zero gradients. Memory is
+    linear in the batch. Rows with a NaN label are left out.
+
+    Args:
+        labels: [batch] relevance, at least 0.
+        logits: [batch] float scores.
+        groups: [batch] integer (or string) ids; equal ids form a group.
+        sample_weight: [batch] or None; weighs each row's term, and the group's place in
+            the mean, by the row's target t_i.
+
+    Returns:
+        Scalar, float32 (float64 if logits are).
+
+    >>> x = tf.constant([2.0, 0.0])
+    >>> float(listwise_softmax(tf.constant([1, 0]), x, tf.constant([7, 7])))  # -log(e^2/(e^2+1))
+    0.1269...
+    """
+    y, x, index, w = _observed(labels, logits, groups, sample_weight)
+    n = _groups_of(index)
+
+    def total(values: tf.Tensor) -> tf.Tensor:
+        return tf.math.unsorted_segment_sum(values, index, n)
+
+    peak = tf.stop_gradient(tf.math.unsorted_segment_max(x, index, n))
+    x = x - tf.gather(peak, index)
+    log_softmax = x - tf.gather(tf.math.log(total(tf.math.exp(x))), index)
+    label_sum = total(y)
+    used = (label_sum > 0) & (total(tf.ones_like(y)) > 1)
+    target = tf.math.divide_no_nan(y, tf.gather(label_sum, index))
+    target = w * tf.where(tf.gather(used, index), target, tf.zeros_like(target))
+    return tf.math.divide_no_nan(-tf.reduce_sum(target * log_softmax), tf.reduce_sum(target))

@@ -1,0 +1,225 @@
+"""The ranking model: networks, losses and balancing in one TFRS model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_recommenders as tfrs
+
+from recsys.balancing import make_balancer
+from recsys.layers import GatedDense
+from recsys.layers.randomness import draw_seed, fold_in
+from recsys.losses import MultiTaskLoss, TaskLoss
+from recsys.network import Network
+from recsys.optimizers import make_optimizer
+from recsys.packing import Packing
+from recsys.spec.records import Focal, Huber, Spec, Task
+
+Batch = Mapping[str, tf.Tensor]
+
+
+class RankingModel(tfrs.Model):
+    """Fits a spec's tasks on packed batches.
+
+    A batch is a dictionary: `ids` int32 [batch, ids], `numbers` float32 [batch, numbers],
+    `labels` float32 [batch, tasks] (NaN where not observed), `groups` int64 [batch] (the
+    request), `weights` float32 [batch] (0 leaves a row out).
+
+    With `model.members` above one, that many networks are trained side by side, each on
+    its own loss, and the mean of their logits is what the model answers.
+
+    Args:
+        spec: The spec.
+        tables: Rows of each embedding table, by name.
+    """
+
+    def __init__(self, spec: Spec, tables: Mapping[str, int], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.spec = spec
+        self.packing = Packing.of(spec)
+        self.networks = [
+            Network(spec, tables, name=f"network_{member}", dtype=spec.train.precision)
+            for member in range(spec.model.members)
+        ]
+        self._task_names = [task.name for task in spec.tasks]
+        self.losses_of = MultiTaskLoss([task_loss(spec, task) for task in spec.tasks])
+        options: dict[str, Any] = {}
+        if spec.train.balancing.kind == "gradnorm":
+            options["alpha"] = spec.train.balancing.alpha
+        if spec.train.balancing.kind == "dwa":
+            options["temperature"] = spec.train.balancing.temperature
+        self.balancer = make_balancer(
+            spec.train.balancing.kind,
+            self._task_names,
+            {task.name: task.weight for task in spec.tasks},
+            **options,
+        )
+        self._scaler = _LossScale() if spec.train.precision == "mixed_float16" else None
+
+    def call(
+        self, batch: Batch, training: bool | None = False, seed: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """Logits, float32 [batch, tasks]: the mean over the members."""
+        return tf.add_n(self.member_logits(batch, training, seed)) / len(self.networks)
+
+    def member_logits(
+        self, batch: Batch, training: bool | None = False, seed: tf.Tensor | None = None
+    ) -> list[tf.Tensor]:
+        """Logits of each member, float32 [batch, tasks] each."""
+        return [
+            network(batch, training=training, seed=fold_in(seed, member))
+            for member, network in enumerate(self.networks)
+        ]
+
+    def task_losses(self, batch: Batch, logits: list[tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Loss of each task, summed over the members, so that each learns as if alone."""
+        labels = dict(zip(self._task_names, tf.unstack(batch["labels"], axis=1), strict=True))
+        total: dict[str, tf.Tensor] = {}
+        for member in logits:
+            by_task = dict(zip(self._task_names, tf.unstack(member, axis=1), strict=True))
+            losses = self.losses_of(labels, by_task, batch["weights"], batch.get("groups"))
+            total = {name: total.get(name, 0.0) + loss for name, loss in losses.items()}
+        return total
+
+    def compute_loss(self, inputs: Batch, training: bool = False) -> tf.Tensor:
+        """The weighted sum of the tasks' losses, a scalar."""
+        losses = self.task_losses(inputs, self.member_logits(inputs, training, draw_seed()))
+        weights = {task.name: task.weight for task in self.spec.tasks}
+        return tf.add_n([weights[name] * loss for name, loss in losses.items()])
+
+    def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
+        """One step; returns `loss`, `loss/<task>` and what the balancer logs."""
+        variables = self.trainable_variables
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        scale = self._scaler.value() if self._scaler else 1.0
+        with tf.GradientTape(persistent=self.balancer.persistent) as tape:
+            logits = self.member_logits(batch, True, draw_seed())
+            losses = self.task_losses(batch, logits)
+        gradients, logs = self.balancer.gradients(
+            losses, tape, self.shared_variables(), variables, scale=scale / replicas
+        )
+        if self._scaler:
+            gradients = self._scaler.unscale(gradients)
+        self.optimizer.apply_gradients(
+            [(g, v) for g, v in zip(gradients, variables, strict=True) if g is not None]
+        )
+        return {**self._report(losses), **logs}
+
+    def test_step(self, batch: Batch) -> dict[str, tf.Tensor]:
+        """Losses of a batch, without training."""
+        return self._report(self.task_losses(batch, self.member_logits(batch, False)))
+
+    def _report(self, losses: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        members = len(self.networks)
+        report = {f"loss/{name}": loss / members for name, loss in losses.items()}
+        total = tf.add_n([task.weight * report[f"loss/{task.name}"] for task in self.spec.tasks])
+        return {"loss": total, **report}
+
+    def shared_variables(self) -> list[tf.Variable]:
+        """The last layer that all tasks share, where balancers measure and project."""
+        shared: list[tf.Variable] = []
+        for network in self.networks:
+            layers = [
+                layer for layer in network.sharing.submodules if isinstance(layer, GatedDense)
+            ]
+            width = self.spec.model.shared[-1]
+            shared += [v for layer in layers if layer.units == width for v in
+                       layer.trainable_variables]
+        return shared
+
+    @tf.function(reduce_retracing=True)
+    def predict_logits(self, batch: Batch) -> tf.Tensor:
+        """Logits, float32 [batch, tasks], as they are served: no dropout, neutral position."""
+        return self.call(batch, training=False)
+
+
+def build(spec: Spec, tables: Mapping[str, int]) -> RankingModel:
+    """A model with weights and optimizer, ready for `fit`; call it in the strategy's scope."""
+    tf.keras.utils.set_random_seed(spec.train.seed)
+    model = RankingModel(spec, tables)
+    packing = model.packing
+    model(
+        {
+            "ids": tf.zeros([2, packing.ids_width], tf.int32),
+            "numbers": tf.zeros([2, packing.numbers_width], tf.float32),
+        },
+        training=True,
+    )
+    optimizer = make_optimizer(
+        lambda: model.trainable_variables,
+        spec.train.table_learning_rate,
+        spec.train.dense_learning_rate,
+        dense_weight_decay=spec.train.weight_decay,
+        # Every lookup of a step goes through one gather of distinct rows a variable.
+        distinct_indices=True,
+    )
+    model.compile(optimizer=optimizer)
+    return model
+
+
+def task_loss(spec: Spec, task: Task) -> TaskLoss:
+    """The loss record of a spec's task."""
+    loss = task.loss
+    mode = None
+    if task.given is not None:
+        mode = "masked" if task.space == "observed" or task.is_regression else "entire_space"
+    return TaskLoss(
+        name=task.name,
+        given=task.given,
+        mode=mode,  # type: ignore[arg-type]
+        ipw=task.inverse_propensity,
+        loss=loss.kind,
+        alpha=loss.alpha if isinstance(loss, Focal) else None,
+        gamma=loss.gamma if isinstance(loss, Focal) else 0.0,
+        huber_delta=loss.delta if isinstance(loss, Huber) else 1.0,
+        label_smoothing=getattr(loss, "label_smoothing", 0.0),
+        weight=task.weight,
+        ranking=task.ranking.kind if task.ranking else None,
+        ranking_weight=task.ranking.weight if task.ranking else 1.0,
+    )
+
+
+class _LossScale(tf.Module):
+    """Dynamic loss scale of float16: halved when a gradient overflows, doubled when none does.
+
+    A step whose gradients overflow is taken with zero gradients. Micikevicius et al., Mixed
+    Precision Training, 2018.
+    """
+
+    def __init__(self, initial: float = 2.0**12, growth_steps: int = 1000) -> None:
+        super().__init__(name="loss_scale")
+        self._scale = tf.Variable(initial, trainable=False, name="scale")
+        self._good = tf.Variable(0, trainable=False, name="good_steps")
+        self._growth_steps = growth_steps
+
+    def value(self) -> tf.Tensor:
+        return self._scale.read_value()
+
+    def unscale(self, gradients: list[Any]) -> list[Any]:
+        values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients
+                  if g is not None]
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(v)) for v in values])
+        # Every replica must agree, or their weights would part.
+        context = tf.distribute.get_replica_context()
+        bad = tf.cast(~finite, tf.float32)
+        if context is not None and context.num_replicas_in_sync > 1:
+            bad = context.all_reduce(tf.distribute.ReduceOp.SUM, bad)
+        finite = tf.equal(bad, 0.0)
+        scale = self._scale.read_value()
+        good = tf.where(finite, self._good + 1, 0)
+        grown = tf.where(good >= self._growth_steps, scale * 2.0, scale)
+        self._scale.assign(tf.where(finite, tf.minimum(grown, 2.0**24), tf.maximum(scale / 2, 1.0)))
+        self._good.assign(tf.where(good >= self._growth_steps, 0, good))
+
+        def undo(value: tf.Tensor) -> tf.Tensor:
+            return tf.where(finite, value / tf.cast(scale, value.dtype), tf.zeros_like(value))
+
+        return [
+            g if g is None
+            else tf.IndexedSlices(undo(g.values), g.indices, g.dense_shape)
+            if isinstance(g, tf.IndexedSlices)
+            else undo(g)
+            for g in gradients
+        ]

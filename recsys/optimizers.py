@@ -1,0 +1,246 @@
+"""Optimizers: row-wise Adagrad for tables, Adam for the rest, joined by TFRS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_recommenders as tfrs
+import tf_keras
+
+from recsys.layers.fused_embedding import TABLE_VARIABLE
+
+_Legacy = tf_keras.optimizers.legacy
+
+
+@tf_keras.utils.register_keras_serializable(package="recsys")
+class RowAdagrad(_Legacy.Optimizer):
+    """Adagrad with one accumulator a row, which touches only the rows in the gradient.
+
+    For row ``r`` with summed gradient ``g_r`` of width ``D``::
+
+        a_r <- a_r + mean(g_r ** 2)
+        w_r <- w_r - learning_rate * g_r / (sqrt(a_r) + epsilon)
+
+    A step costs time by the rows in the batch, whatever the table's size, and memory is
+    the table plus one number a row. The rule is that of FBGEMM and TorchRec; Adagrad
+    itself is Duchi et al. 2011.
+
+    Works on any variable: a row is one entry of the first axis. A dense gradient updates
+    every row. Indices that repeat are summed first, so the result is that of the summed
+    gradient.
+
+    Args:
+      learning_rate: a float or a ``LearningRateSchedule``.
+      initial_accumulator_value: start of each ``a_r``, at least 0. At 0, a row's first
+        step has length ``learning_rate`` in each coordinate (in root mean square).
+      epsilon: added to the root, above 0.
+      distinct_indices: a promise that sparse gradients never repeat an index (one
+        `FusedEmbedding` call a variable and step), which saves finding that out. It is
+        relied on with one replica only: several replicas' gradients are concatenated,
+        with repetitions, and so are always summed. If the promise is broken, nothing
+        fails, but a repeated row is stepped from one of its gradients' accumulators.
+    """
+
+    _HAS_AGGREGATE_GRAD = True
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.05,
+        initial_accumulator_value: float = 0.0,
+        epsilon: float = 1e-8,
+        distinct_indices: bool = False,
+        name: str = "RowAdagrad",
+        **kwargs: Any,
+    ) -> None:
+        if initial_accumulator_value < 0.0:
+            raise ValueError(
+                "RowAdagrad requires `initial_accumulator_value` of at least 0, "
+                f"but received {initial_accumulator_value}."
+            )
+        if not epsilon > 0.0:
+            raise ValueError(f"RowAdagrad requires `epsilon` above 0, but received {epsilon}.")
+        super().__init__(name, **kwargs)
+        self._set_hyper("learning_rate", learning_rate)
+        self._set_hyper("decay", self._initial_decay)
+        self.initial_accumulator_value = float(initial_accumulator_value)
+        self.epsilon = float(epsilon)
+        self.distinct_indices = bool(distinct_indices)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "learning_rate": self._serialize_hyperparameter("learning_rate"),
+            "decay": self._initial_decay,
+            "initial_accumulator_value": self.initial_accumulator_value,
+            "epsilon": self.epsilon,
+            "distinct_indices": self.distinct_indices,
+        }
+
+    def _create_slots(self, var_list: Sequence[tf.Variable]) -> None:
+        start = tf_keras.initializers.Constant(self.initial_accumulator_value)
+        for var in var_list:
+            self.add_slot(var, "accumulator", initializer=start, shape=var.shape[:1])
+
+    def _learning_rate(self, var: tf.Variable, apply_state: Any) -> tf.Tensor:
+        key = (var.device, var.dtype.base_dtype)
+        coefficients = (apply_state or {}).get(key) or self._fallback_apply_state(*key)
+        return coefficients["lr_t"]
+
+    def _resource_apply_dense(
+        self, grad: tf.Tensor, var: tf.Variable, apply_state: Any = None
+    ) -> tf.Operation:
+        accumulator = self.get_slot(var, "accumulator")
+        axes = list(range(1, var.shape.rank))
+        total = accumulator.assign_add(
+            tf.reduce_mean(tf.square(grad), axis=axes), use_locking=self._use_locking
+        )
+        step = self._step(grad, tf.convert_to_tensor(total), self._learning_rate(var, apply_state))
+        return var.assign_sub(step, use_locking=self._use_locking, read_value=False)
+
+    def _resource_apply_sparse_duplicate_indices(
+        self, grad: tf.Tensor, var: tf.Variable, indices: tf.Tensor, **kwargs: Any
+    ) -> tf.Operation:
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        if not (self.distinct_indices and replicas == 1):
+            grad, indices = sum_repeated(grad, indices)
+        return self._resource_apply_sparse(grad, var, indices, **kwargs)
+
+    def _resource_apply_sparse(
+        self, grad: tf.Tensor, var: tf.Variable, indices: tf.Tensor, apply_state: Any = None
+    ) -> tf.Operation:
+        accumulator = self.get_slot(var, "accumulator")
+        axes = list(range(1, var.shape.rank))
+        # Gather and scatter on the handles: reading either variable would copy it whole.
+        total = tf.raw_ops.ResourceGather(
+            resource=accumulator.handle, indices=indices, dtype=grad.dtype
+        ) + tf.reduce_mean(tf.square(grad), axis=axes)
+        step = self._step(grad, total, self._learning_rate(var, apply_state))
+        return tf.group(
+            tf.raw_ops.ResourceScatterUpdate(
+                resource=accumulator.handle, indices=indices, updates=total
+            ),
+            tf.raw_ops.ResourceScatterSub(resource=var.handle, indices=indices, updates=step),
+        )
+
+    def _step(self, grad: tf.Tensor, total: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:
+        # The factor is one number a row, and only the product is as wide as the row.
+        factor = rate / (tf.sqrt(total) + tf.cast(self.epsilon, total.dtype))
+        ones = [1] * (grad.shape.rank - total.shape.rank)
+        return grad * tf.reshape(factor, tf.concat([tf.shape(factor), ones], axis=0))
+
+
+def sum_repeated(values: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Sum the rows of ``values`` that have the same index.
+
+    Costs no more than finding the distinct indices where none is repeated.
+
+    Args:
+      values: float ``[rows, ...]``.
+      indices: int ``[rows]``.
+
+    Returns:
+      the sums and their distinct indices, in order of first appearance.
+    """
+    unique, position = tf.unique(indices)
+    distinct = tf.equal(tf.size(unique), tf.size(indices))
+    summed = tf.cond(
+        distinct,
+        lambda: values,
+        lambda: tf.math.unsorted_segment_sum(values, position, tf.size(unique)),
+    )
+    summed.set_shape(tf.TensorShape([None]).concatenate(values.shape[1:]))
+    return summed, unique
+
+
+@tf_keras.utils.register_keras_serializable(package="recsys")
+class DecayedAdam(_Legacy.Adam):
+    """Adam with decoupled weight decay on matrices: ``w <- w - rate * decay * w``.
+
+    Biases and other vectors are left alone, and so is whatever has a sparse gradient:
+    decaying a table would read and write all of it at every step. Loshchilov and Hutter
+    2019, https://arxiv.org/abs/1711.05101.
+
+    Args:
+      learning_rate: a float or a ``LearningRateSchedule``.
+      weight_decay: share of the weight taken off a step, by unit of learning rate.
+      **kwargs: those of legacy Adam.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        weight_decay: float = 0.0,
+        name: str = "DecayedAdam",
+        **kwargs: Any,
+    ) -> None:
+        if weight_decay < 0.0:
+            raise ValueError(
+                f"DecayedAdam requires `weight_decay` of at least 0, but received {weight_decay}."
+            )
+        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        self.weight_decay = float(weight_decay)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "weight_decay": self.weight_decay}
+
+    def _resource_apply_dense(
+        self, grad: tf.Tensor, var: tf.Variable, apply_state: Any = None
+    ) -> tf.Operation:
+        if self.weight_decay == 0.0 or var.shape.rank < 2:
+            return super()._resource_apply_dense(grad, var, apply_state)
+        key = (var.device, var.dtype.base_dtype)
+        coefficients = (apply_state or {}).get(key) or self._fallback_apply_state(*key)
+        # The decayed learning rate, without Adam's correction for its first steps.
+        rate = coefficients["lr_t"]
+        decayed = var.assign_sub(rate * self.weight_decay * var, read_value=False)
+        with tf.control_dependencies([decayed] if decayed is not None else []):
+            return super()._resource_apply_dense(grad, var, apply_state)
+
+
+def is_table(variable: tf.Variable) -> bool:
+    """Whether a variable is the table of a `FusedEmbedding`, told by its name."""
+    return variable.name.rsplit("/", 1)[-1].startswith(TABLE_VARIABLE)
+
+
+def make_optimizer(
+    variables: Callable[[], Iterable[tf.Variable]],
+    table_lr: Any = 0.05,
+    dense_lr: Any = 0.001,
+    *,
+    dense_weight_decay: float = 0.0,
+    initial_accumulator_value: float = 0.0,
+    distinct_indices: bool = False,
+    table: Callable[[tf.Variable], bool] = is_table,
+) -> tfrs.experimental.optimizers.CompositeOptimizer:
+    """Row-wise Adagrad for the tables and Adam for all else, as one optimizer.
+
+    Args:
+      variables: gives the model's trainable variables when called, so that the optimizer
+        can be made before the model is built: ``lambda: model.trainable_variables``.
+      table_lr: learning rate (or schedule) of the tables.
+      dense_lr: learning rate (or schedule) of all other weights.
+      dense_weight_decay: decoupled decay of dense matrices; no table is ever decayed.
+      initial_accumulator_value: of `RowAdagrad`.
+      distinct_indices: of `RowAdagrad`.
+      table: tells tables from dense weights.
+
+    Returns:
+      the TFRS optimizer. Its ``optimizers`` are the dense one, then that of the tables.
+    """
+    dense = DecayedAdam(dense_lr, weight_decay=dense_weight_decay, name="Dense")
+    rows = RowAdagrad(
+        table_lr,
+        initial_accumulator_value=initial_accumulator_value,
+        distinct_indices=distinct_indices,
+        name="Tables",
+    )
+    # Dense first: the joint step counter is the first one's, and a model without a table
+    # would otherwise stand still in it.
+    return tfrs.experimental.optimizers.CompositeOptimizer(
+        [
+            (dense, lambda: [v for v in variables() if not table(v)]),
+            (rows, lambda: [v for v in variables() if table(v)]),
+        ]
+    )

@@ -1,0 +1,157 @@
+"""Raw values made canonical, by the same code in the feature job and in the service.
+
+Text columns become strings: missing is '', whole numbers lose their `.0`, true and false
+become 1 and 0, lists are joined by commas. Number columns become float32: missing is NaN.
+A value that fits neither is marked bad, for the caller to name (a dead letter, a 422).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys.schema import LIST_SEPARATOR, RawColumn
+
+
+def canonical(values: pa.Array | pa.ChunkedArray, column: RawColumn) -> tuple[pa.Array, np.ndarray]:
+    """Values of one raw column in canonical form, and which of them are bad.
+
+    Args:
+        values: [rows], of any Arrow type.
+        column: The raw column that they belong to.
+
+    Returns:
+        An array of `string` or `float32` without nulls, [rows], and a bool array [rows] that
+        is true where a value does not fit; such a value is replaced by the column's default.
+
+    >>> canonical(pa.array([7.0, None, 2.5]), RawColumn("tag", "string", "item"))[0].to_pylist()
+    ['7', '', '2.5']
+    >>> values, bad = canonical(pa.array(["1.5", "x", ""]), RawColumn("price", "float32", "item"))
+    >>> values.to_pylist(), bad.tolist()
+    ([1.5, nan, nan], [False, True, False])
+    """
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    if isinstance(values, pa.ChunkedArray):  # combine_chunks may still answer chunks
+        values = pa.concat_arrays(values.chunks) if values.chunks else pa.array([], values.type)
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    return _text(values) if column.dtype == "string" else _number(values)
+
+
+def _good(values: pa.Array) -> np.ndarray:
+    return np.zeros(len(values), dtype=bool)
+
+
+def _text(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    kind = values.type
+    bad = _good(values)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        parts = pc.list_flatten(values)
+        text, bad_parts = _text(parts)
+        if bad_parts.any():
+            bad[np.unique(pc.list_parent_indices(values).to_numpy()[bad_parts])] = True
+        lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        lists = pa.ListArray.from_arrays(pa.array(offsets), text)
+        return pc.binary_join(lists, LIST_SEPARATOR).cast(pa.string()), bad
+    if pa.types.is_null(kind):
+        return pa.array([""] * len(values), pa.string()), bad
+    if pa.types.is_boolean(kind):
+        values = values.cast(pa.int8())
+    elif pa.types.is_floating(kind):
+        numbers = values.to_numpy(zero_copy_only=False).astype(np.float64)
+        whole = np.isfinite(numbers) & (numbers == np.floor(numbers)) & (np.abs(numbers) < 2**53)
+        text = np.array([f"{n:.0f}" if w else f"{n!r}" for n, w in zip(
+            numbers.tolist(), whole.tolist(), strict=True)], dtype=object)
+        text[np.isnan(numbers)] = ""
+        return pa.array(text, pa.string()), bad | np.isinf(numbers)
+    elif pa.types.is_nested(kind):
+        return pa.array([""] * len(values), pa.string()), ~bad
+    elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        raw = values.to_pylist()
+        text = []
+        for row, value in enumerate(raw):
+            try:
+                text.append((value or b"").decode("utf-8"))
+            except UnicodeDecodeError:
+                text.append("")
+                bad[row] = True
+        return pa.array(text, pa.string()), bad
+    return pc.fill_null(values.cast(pa.string()), ""), bad
+
+
+def _number(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    kind = values.type
+    bad = _good(values)
+    if pa.types.is_null(kind):
+        return pa.array(np.full(len(values), np.nan, np.float32)), bad
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        text = pc.utf8_trim_whitespace(pc.fill_null(values, ""))
+        try:
+            blank = pc.equal(text, "")
+            numbers = pc.if_else(blank, pa.scalar(None, pa.string()), text).cast(pa.float64())
+        except pa.ArrowInvalid:
+            parsed = [_parse(value) for value in text.to_pylist()]
+            bad = np.array([value is None for value in parsed], dtype=bool)
+            numbers = pa.array([np.nan if value is None else value for value in parsed])
+    elif pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_temporal(kind):
+        return pa.array(np.full(len(values), np.nan, np.float32)), ~bad
+    elif pa.types.is_boolean(kind):
+        numbers = values.cast(pa.int8()).cast(pa.float64())
+    else:
+        numbers = values.cast(pa.float64())
+    array = numbers.to_numpy(zero_copy_only=False).astype(np.float64)
+    with np.errstate(over="ignore"):
+        result = array.astype(np.float32)
+    infinite = np.isinf(result)
+    result = np.where(infinite, np.float32(np.nan), result)
+    return pa.array(result, pa.float32()), bad | infinite
+
+
+def _parse(text: str) -> float | None:
+    try:
+        return float(text) if text else float("nan")
+    except ValueError:
+        return None
+
+
+def canonical_values(values: list[Any], column: RawColumn) -> tuple[np.ndarray, np.ndarray]:
+    """As `canonical`, from Python values as JSON gives them (mixed types allowed).
+
+    Returns:
+        An object array of str, or a float32 array, [rows]; and the bool array of bad rows.
+
+    >>> canonical_values([3, "3", True, [1, 2], None], RawColumn("x", "string", "item"))[0].tolist()
+    ['3', '3', '1', '1,2', '']
+    """
+    if len({type(value) for value in values if value is not None}) <= 1:
+        try:
+            array = pa.array(values)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+            array = None
+        if array is not None:
+            result, bad = canonical(array, column)
+            return _to_numpy(result, column), bad
+    pieces = [canonical_values([value], column) if _arrow_takes(value) else None
+              for value in values]
+    flat = [column.default if piece is None else piece[0][0] for piece in pieces]
+    bad = np.array([piece is None or bool(piece[1][0]) for piece in pieces], dtype=bool)
+    return np.array(flat, dtype=object if column.dtype == "string" else np.float32), bad
+
+
+def _arrow_takes(value: Any) -> bool:
+    try:
+        pa.array([value])
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        return False
+    return True
+
+
+def _to_numpy(values: pa.Array, column: RawColumn) -> np.ndarray:
+    return values.to_numpy(zero_copy_only=False).astype(
+        object if column.dtype == "string" else np.float32
+    )

@@ -1,0 +1,398 @@
+"""What every layer promises: saving, graph mode, gradients, precision, clear errors."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import recsys  # noqa: F401
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from recsys import layers
+
+TASKS = ("click", "conversion")
+
+
+def floats(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).normal(size=shape).astype("float32")
+
+
+def ids(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).integers(-1, 6, size=shape).astype("int32")
+
+
+MASK = np.array([[1, 1, 1, 0, 0], [1, 0, 1, 1, 1], [0, 0, 0, 0, 0]], bool)
+
+
+@dataclass
+class Case:
+    """One layer in one configuration, its arguments, and arguments that it must refuse."""
+
+    name: str
+    make: Callable[..., Any]
+    inputs: tuple[Any, ...]
+    bad: list[tuple[Any, ...]] = field(default_factory=list)
+    training: bool = False  # whether the call takes `training`
+    trained: dict[str, Any] = field(default_factory=dict)  # further arguments in training
+
+
+SEED = np.array([3, 4], "int32")
+BAD_MATRIX = [(floats(3),), (floats(3, 4, 4),), (np.ones([3, 4], "int32"),)]
+BAD_CUBE = [(floats(3, 4),), (np.ones([3, 4, 4], "int32"),)]
+
+
+def gated(**kw):
+    return layers.GatedTower([5, 4], dropout=0.3, activation="tanh", **kw)
+
+
+def sharing(kind, **extra):
+    return lambda **kw: kind(TASKS, [5, 4], dropout=0.2, activation="tanh", **extra, **kw)
+
+
+def interactions(**kw):
+    return layers.Interactions(["fm", "cross", "dot"], cross_layers=2, cross_projection=3, **kw)
+
+
+CASES = [
+    Case(
+        "gated_dense",
+        lambda **kw: layers.GatedDense(4, activation="tanh", **kw),
+        (floats(3, 5),),
+        [(floats(3),), (np.ones([3, 5], "int32"),)],
+    ),
+    Case(
+        "gated_dense_cube",
+        lambda **kw: layers.GatedDense(4, kernel_initializer="he_normal", **kw),
+        (floats(2, 3, 5),),
+    ),
+    Case("tower", gated, (floats(3, 5),), BAD_MATRIX, True, {"seed": SEED}),
+    Case(
+        "tower_recomputed",
+        lambda **kw: gated(recompute=True, **kw),
+        (floats(3, 5),),
+        BAD_MATRIX,
+        True,
+        {"seed": SEED},
+    ),
+    Case("fm", lambda **kw: layers.PairwiseInteraction(**kw), (floats(3, 4, 5),), BAD_CUBE),
+    Case(
+        "fused",
+        lambda **kw: layers.FusedEmbedding(
+            {"user": 5, "item": 3}, 4, fields=["user", "item", "user"], stddev=1.0, **kw
+        ),
+        (ids(6, 3),),
+        [(floats(6, 3),), (ids(6),), (ids(6, 2),)],
+        True,
+    ),
+    Case(
+        "fused_projected",
+        lambda **kw: layers.FusedEmbedding(
+            [("z", 5), ("a", 3)],
+            4,
+            fields=["z", "a"],
+            lists={"history": "a"},
+            output_dim=6,
+            stddev=1.0,
+            **kw,
+        ),
+        ({"fields": ids(3, 2), "lists": {"history": ids(3, 5)}},),
+        [({"field": ids(3, 2)},), ({"lists": {"unknown": ids(3, 5)}},)],
+        True,
+    ),
+    Case(
+        "piecewise",
+        lambda **kw: layers.PiecewiseLinearEmbedding(4, activation="tanh", **kw),
+        (np.clip(floats(3, 2, 5), 0, 1),),
+        BAD_CUBE,
+    ),
+    Case(
+        "interactions",
+        interactions,
+        ((floats(3, 4, 2), floats(3, 2)),),
+        [
+            (floats(3, 4, 2),),
+            ((floats(3, 4), floats(3, 2)),),
+            ((floats(3, 4, 2), floats(3)),),
+            ((np.ones([3, 4, 2], "int32"), floats(3, 2)),),
+        ],
+    ),
+    Case("cross", lambda **kw: layers.CrossNetwork(3, **kw), (floats(3, 4),), BAD_MATRIX),
+    Case("dot", lambda **kw: layers.DotProducts(**kw), (floats(3, 4, 2),), BAD_CUBE),
+    Case(
+        "target",
+        lambda **kw: layers.TargetAttention((6, 3), activation="tanh", **kw),
+        (floats(3, 4), floats(3, 5, 4), MASK),
+        [
+            (floats(3), floats(3, 5, 4), MASK),
+            (floats(3, 4), floats(3, 4), MASK),
+            (floats(3, 4), floats(3, 5, 4), MASK.astype("int32")),
+            (np.ones([3, 4], "int32"), floats(3, 5, 4), MASK),
+        ],
+        True,
+    ),
+    Case(
+        "target_softmax",
+        lambda **kw: layers.TargetAttention(
+            activation="sigmoid", softmax=True, recompute=True, **kw
+        ),
+        (floats(3, 4), floats(3, 5, 4), MASK),
+        training=True,
+    ),
+    Case(
+        "local",
+        lambda **kw: layers.LocalSelfAttention(heads=2, window=2, **kw),
+        (floats(3, 5, 4), MASK),
+        [(floats(3, 5), MASK), (floats(3, 5, 4), MASK[0]), (np.ones([3, 5, 4], "int32"), MASK)],
+        True,
+    ),
+    Case(
+        "local_causal",
+        lambda **kw: layers.LocalSelfAttention(
+            heads=1, window=3, key_dim=3, causal=True, recompute=True, **kw
+        ),
+        (floats(3, 5, 4), MASK),
+        training=True,
+    ),
+    Case(
+        "shared_bottom",
+        sharing(layers.SharedBottom),
+        (floats(3, 5),),
+        BAD_MATRIX,
+        True,
+        {"seed": SEED},
+    ),
+    Case(
+        "mmoe", sharing(layers.MMoE, experts=3), (floats(3, 5),), BAD_MATRIX, True, {"seed": SEED}
+    ),
+    Case(
+        "ple",
+        sharing(layers.PLE, levels=2, shared_experts=2, recompute=True),
+        (floats(3, 5),),
+        BAD_MATRIX,
+        True,
+        {"seed": SEED},
+    ),
+    Case(
+        "position",
+        lambda **kw: layers.PositionTower(4, TASKS, frequencies=[4, 2, 1, 1], **kw),
+        (np.array([0, 3, -1, 9, 1], "int32"),),
+        [(floats(3),), (ids(3, 2),)],
+        True,
+    ),
+]
+
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def tensors(value: Any) -> Any:
+    return tf.nest.map_structure(tf.constant, value)
+
+
+def build(case: Case, **kwargs: Any) -> Any:
+    """The layer, built, with weights that no initializer leaves at zero."""
+    layer = case.make(**kwargs)
+    layer(*tensors(case.inputs))
+    for index, weight in enumerate(layer.trainable_weights):
+        if "logits" in weight.name or "bias" in weight.name:
+            noise = np.random.default_rng(index).normal(size=weight.shape)
+            weight.assign_add(tf.cast(noise, weight.dtype))
+    return layer
+
+
+def as_model(layer: Any, inputs: tuple[Any, ...]) -> tf_keras.Model:
+    keys = tf.nest.map_structure(lambda x: tf_keras.Input(x.shape[1:], dtype=x.dtype), inputs)
+    return tf_keras.Model(keys, layer(*keys))
+
+
+def assert_same(actual: Any, expected: Any, tolerance: float = 1e-6) -> None:
+    tf.nest.assert_same_structure(actual, expected)
+    for a, e in zip(tf.nest.flatten(actual), tf.nest.flatten(expected), strict=True):
+        np.testing.assert_allclose(a, e, rtol=tolerance, atol=tolerance)
+
+
+@every_case
+def test_graph_mode_gives_the_same(case):
+    layer = build(case)
+    inputs = tensors(case.inputs)
+    assert_same(tf.function(layer)(*inputs), layer(*inputs))
+    if case.training:
+        run = tf.function(lambda *args: layer(*args, training=True, **case.trained))
+        assert_same(run(*inputs), layer(*inputs, training=True, **case.trained))
+
+
+@every_case
+def test_unknown_batch_and_length(case):
+    layer = build(case)
+    inputs = tensors(case.inputs)
+    spec = tf.nest.map_structure(lambda x: tf.TensorSpec([None, *x.shape[1:]], x.dtype), inputs)
+    assert_same(tf.function(layer, input_signature=spec)(*inputs), layer(*inputs))
+    first = tf.nest.map_structure(lambda x: x[:1], inputs)
+    none = tf.nest.map_structure(lambda x: x[:0], inputs)
+    assert_same(layer(*first), tf.nest.map_structure(lambda x: x[:1], layer(*inputs)), 1e-5)
+    assert all(out.shape[0] == 0 for out in tf.nest.flatten(layer(*none)))
+
+
+@every_case
+def test_config_makes_an_equal_layer(case):
+    layer = build(case)
+    twin = type(layer).from_config(layer.get_config())
+    twin(*tensors(case.inputs))
+    assert twin.get_config() == layer.get_config()
+    twin.set_weights(layer.get_weights())
+    assert_same(twin(*tensors(case.inputs)), layer(*tensors(case.inputs)))
+
+
+@pytest.mark.parametrize("form", ["model.keras", "saved_model"])
+@every_case
+def test_saved_and_loaded_gives_the_same(case, form, tmp_path):
+    model = as_model(build(case), case.inputs)
+    model.save(tmp_path / form)
+    inputs = tensors(case.inputs)
+    expected = model(inputs)
+    loaded = tf_keras.models.load_model(tmp_path / form)
+    assert_same(loaded(inputs), expected)
+    assert type(loaded.layers[-1]) is type(model.layers[-1])
+    if form == "saved_model":
+        plain = tf.saved_model.load(str(tmp_path / form))
+        assert_same(plain(inputs), expected)
+
+
+@every_case
+def test_gradient_against_numeric_differences(case):
+    tf_keras.backend.set_floatx("float64")
+    try:
+        layer = build(case, dtype="float64")
+    finally:
+        tf_keras.backend.set_floatx("float32")
+    inputs = tf.nest.map_structure(
+        lambda x: tf.constant(x, tf.float64) if x.dtype == np.float32 else tf.constant(x),
+        case.inputs,
+    )
+    kwargs = {"training": True, **case.trained} if case.training else {}
+
+    def loss() -> tf.Tensor:
+        # A fixed, uneven weighing of the outputs: a plain sum would hide permutations.
+        outputs = tf.nest.flatten(layer(*inputs, **kwargs))
+        total = tf.zeros([], tf.float64)
+        for index, out in enumerate(outputs):
+            weights = np.sin(np.arange(np.prod(out.shape)) + index + 1).reshape(out.shape)
+            total += tf.reduce_sum(tf.cast(out, tf.float64) * weights)
+        return total
+
+    sources = [x for x in tf.nest.flatten(inputs) if x.dtype.is_floating]
+    with tf.GradientTape() as tape:
+        tape.watch(sources)
+        value = loss()
+    weights = layer.trainable_weights
+    grads = tape.gradient(value, weights)
+    for weight, grad in zip(weights, grads, strict=True):
+        analytic = tf.convert_to_tensor(grad).numpy().ravel()
+        start = weight.numpy()
+        numeric = np.zeros(start.size)
+        for index in range(start.size):
+            step = np.zeros(start.size)
+            step[index] = 1e-5
+            values = []
+            for sign in (1, -1):
+                weight.assign(start + sign * step.reshape(start.shape))
+                values.append(float(loss()))
+            numeric[index] = (values[0] - values[1]) / 2e-5
+        weight.assign(start)
+        if "fused_table" in weight.name:
+            assert np.all(analytic[: weight.shape[1]] == 0)
+            # The padding row is never trained, though the outputs do read it.
+            numeric[: weight.shape[1]] = 0
+        np.testing.assert_allclose(analytic, numeric, rtol=1e-4, atol=1e-5, err_msg=weight.name)
+
+
+@every_case
+def test_input_gradient_against_numeric_differences(case):
+    layer = build(case)
+    flat = tf.nest.flatten(tensors(case.inputs))
+    places = [index for index, x in enumerate(flat) if x.dtype.is_floating]
+    if not places:
+        pytest.skip("takes ids only")
+    kwargs = {"training": True, **case.trained} if case.training else {}
+
+    def run(*values: tf.Tensor) -> tf.Tensor:
+        arguments = list(flat)
+        for place, value in zip(places, values, strict=True):
+            arguments[place] = value
+        outputs = layer(*tf.nest.pack_sequence_as(case.inputs, arguments), **kwargs)
+        outputs = [tf.reshape(out, [-1]) for out in tf.nest.flatten(outputs)]
+        return tf.concat(outputs, axis=0)
+
+    analytic, numeric = tf.test.compute_gradient(run, [flat[p] for p in places], delta=2**-8)
+    for a, n in zip(analytic, numeric, strict=True):
+        np.testing.assert_allclose(a, n, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@every_case
+def test_mixed_precision_is_finite_and_near(case, policy):
+    exact = build(case)
+    layer = case.make(dtype=policy)
+    inputs = tensors(case.inputs)
+    kwargs = {"training": True} if case.training else {}
+    layer(*inputs)
+    layer.set_weights(exact.get_weights())
+    assert all(weight.dtype == tf.float32 for weight in layer.weights)
+    with tf.GradientTape() as tape:
+        outputs = tf.nest.flatten(layer(*inputs, **kwargs))
+        total = tf.add_n([tf.reduce_sum(tf.cast(out, tf.float32)) for out in outputs])
+    for grad in tape.gradient(total, layer.trainable_weights):
+        assert np.all(np.isfinite(tf.convert_to_tensor(grad)))
+    for half, full in zip(
+        tf.nest.flatten(layer(*inputs)), tf.nest.flatten(exact(*inputs)), strict=True
+    ):
+        assert half.dtype in (tf.float32, tf.as_dtype(layer.compute_dtype))
+        np.testing.assert_allclose(tf.cast(half, tf.float32), full, rtol=0.1, atol=0.15)
+
+
+@pytest.mark.parametrize(
+    ("case", "arguments"),
+    [
+        pytest.param(case, bad, id=f"{case.name}-{index}")
+        for case in CASES
+        for index, bad in enumerate(case.bad)
+    ],
+)
+def test_wrong_rank_or_dtype_is_refused(case, arguments):
+    with pytest.raises(ValueError, match="requires"):
+        case.make()(*tensors(arguments))
+    with pytest.raises(ValueError, match="requires"):
+        build(case)(*tensors(arguments))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: layers.GatedDense(0),
+        lambda: layers.GatedTower([4, -1]),
+        lambda: layers.GatedTower([4], dropout=1.0),
+        lambda: layers.FusedEmbedding({}, 4),
+        lambda: layers.FusedEmbedding({"user": 0}, 4),
+        lambda: layers.FusedEmbedding({"user": 3}, 4, fields=["item"]),
+        lambda: layers.FusedEmbedding({"user": 2**31}, 1),
+        lambda: layers.FusedEmbedding([("user", 3), ("user", 4)], 1),
+        lambda: layers.PiecewiseLinearEmbedding(0),
+        lambda: layers.Interactions(["fm", "fm"]),
+        lambda: layers.Interactions(["cube"]),
+        lambda: layers.CrossNetwork(0),
+        lambda: layers.TargetAttention(()),
+        lambda: layers.LocalSelfAttention(window=0),
+        lambda: layers.SharedBottom([], [4]),
+        lambda: layers.MMoE(["click", "click"], [4]),
+        lambda: layers.MMoE(["click"], [4], experts=0),
+        lambda: layers.PLE(["click"], [], levels=1),
+        lambda: layers.PLE(["click"], [4], levels=0),
+        lambda: layers.PositionTower(3, []),
+        lambda: layers.PositionTower(3, ["click"], frequencies=[1, 2]),
+        lambda: layers.PositionTower(2, ["click"], frequencies=[0, 0]),
+    ],
+)
+def test_bad_arguments_are_refused(make):
+    with pytest.raises(ValueError):
+        make()

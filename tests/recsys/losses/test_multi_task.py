@@ -1,0 +1,307 @@
+"""Multi-task loss: the funnel's modes derived by hand, and hostile batches."""
+
+import math
+
+import numpy as np
+import pytest
+import recsys  # noqa: F401  (sets the Keras switch before TensorFlow is imported)
+import tensorflow as tf
+
+from recsys.losses import MultiTaskLoss, TaskLoss, focal_loss
+
+NAN = math.nan
+CLICK = TaskLoss("click")
+
+
+def logit(p: float) -> float:
+    return math.log(p / (1 - p))
+
+
+def run(tasks, labels, logits, **kwargs) -> dict[str, float]:
+    out = MultiTaskLoss(tasks)(
+        {k: tf.constant(v, tf.float32) for k, v in labels.items()},
+        {k: tf.constant(v, tf.float32) for k, v in logits.items()},
+        **kwargs,
+    )
+    assert all(v.shape == () and v.dtype == tf.float32 for v in out.values())
+    return {k: float(v) for k, v in out.items()}
+
+
+LABELS = {"click": [1, 1, 0], "conversion": [1, 0, 0]}
+LOGITS = {"click": [logit(0.5)] * 3, "conversion": [logit(0.2)] * 3}
+
+
+def test_entire_space_is_the_loss_of_the_product() -> None:
+    out = run([CLICK, TaskLoss("conversion", given="click")], LABELS, LOGITS)
+    # p(click and conversion) = 0.1: one positive and two negatives.
+    expected = (-math.log(0.1) - 2 * math.log(0.9)) / 3
+    assert out == pytest.approx({"click": math.log(2), "conversion": expected}, rel=1e-5)
+
+
+def test_masked_is_the_mean_over_clicked_rows() -> None:
+    out = run([CLICK, TaskLoss("conversion", "click", "masked")], LABELS, LOGITS)
+    assert out["conversion"] == pytest.approx((-math.log(0.2) - math.log(0.8)) / 2, rel=1e-5)
+
+
+def test_propensity_weighs_by_its_inverse_over_all_rows() -> None:
+    task = TaskLoss("conversion", "click", "masked", ipw=True, min_propensity=0.25)
+    logits = {**LOGITS, "click": [logit(0.5), logit(0.01), logit(0.5)]}
+    out = run([CLICK, task], LABELS, logits)
+    # Weights 1 / 0.5 and 1 / max(0.01, 0.25), over three impressions.
+    expected = (-math.log(0.2) / 0.5 - math.log(0.8) / 0.25) / 3
+    assert out["conversion"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_propensity_is_an_unbiased_estimate_of_the_entire_space() -> None:
+    rng = np.random.default_rng(0)
+    n = 200_000
+    p_click = rng.uniform(0.1, 0.9, n)
+    p_conversion = p_click**2  # conversions follow the taste for clicks: selection bias
+    click = rng.random(n) < p_click
+    conversion = np.where(click, rng.random(n) < p_conversion, NAN)
+    logits = {"click": np.log(p_click / (1 - p_click)), "conversion": np.zeros(n) - 1.0}
+    labels = {"click": click, "conversion": conversion}
+    task = TaskLoss("conversion", "click", "masked", ipw=True)
+    weighed = run([CLICK, task], labels, logits)["conversion"]
+    plain = run([CLICK, TaskLoss("conversion", "click", "masked")], labels, logits)["conversion"]
+    p = 1 / (1 + math.e)
+    truth = float(np.mean(-p_conversion * math.log(p) - (1 - p_conversion) * math.log(1 - p)))
+    assert abs(weighed - truth) < 0.01 < abs(plain - truth)
+
+
+def test_propensity_passes_no_gradient() -> None:
+    task = TaskLoss("conversion", "click", "masked", ipw=True)
+    click, conversion = tf.constant([0.3, -0.2]), tf.constant([0.1, 0.4])
+    with tf.GradientTape() as tape:
+        tape.watch([click, conversion])
+        loss = MultiTaskLoss([CLICK, task])(
+            {"click": [1.0, 1.0], "conversion": [1.0, 0.0]},
+            {"click": click, "conversion": conversion},
+        )["conversion"]
+    to_click, to_conversion = tape.gradient(loss, [click, conversion])
+    assert to_click is None and (to_conversion.numpy() != 0).all()
+
+
+def test_entire_space_teaches_both_heads_and_masked_only_its_own() -> None:
+    for mode, reaches in (("entire_space", True), ("masked", False)):
+        click, conversion = tf.constant([0.3]), tf.constant([0.1])
+        with tf.GradientTape() as tape:
+            tape.watch([click, conversion])
+            loss = MultiTaskLoss([CLICK, TaskLoss("conversion", "click", mode)])(
+                {"click": [1.0], "conversion": [1.0]}, {"click": click, "conversion": conversion}
+            )["conversion"]
+        assert (tape.gradient(loss, click) is not None) is reaches
+
+
+class TestUnobservedLabels:
+    def test_a_plain_task_leaves_them_out(self) -> None:
+        out = run([CLICK], {"click": [1, NAN, 0]}, {"click": [1.0, 50.0, 0.0]})
+        expected = (math.log1p(math.exp(-1)) + math.log(2)) / 2
+        assert out["click"] == pytest.approx(expected, rel=1e-5)
+
+    def test_conversion_unknown_without_click_is_no_conversion(self) -> None:
+        tasks = [CLICK, TaskLoss("conversion", "click")]
+        unknown = {"click": [1, 1, 0], "conversion": [1, 0, NAN]}
+        assert run(tasks, unknown, LOGITS) == run(tasks, LABELS, LOGITS)
+
+    def test_conversion_unknown_after_a_click_is_left_out(self) -> None:
+        tasks = [CLICK, TaskLoss("conversion", "click")]
+        out = run(tasks, {"click": [1, 1, 0], "conversion": [1, NAN, 0]}, LOGITS)
+        expected = (-math.log(0.1) - math.log(0.9)) / 2
+        assert out["conversion"] == pytest.approx(expected, rel=1e-5)
+
+    def test_unknown_click_but_no_conversion(self) -> None:
+        out = run(
+            [CLICK, TaskLoss("conversion", "click")],
+            {"click": [NAN], "conversion": [0]},
+            {"click": [0.0], "conversion": [logit(0.2)]},
+        )
+        assert out == pytest.approx({"click": 0.0, "conversion": -math.log(0.9)}, rel=1e-5)
+
+    @pytest.mark.parametrize("mode", ["entire_space", "masked"])
+    def test_a_conversion_without_its_click_is_not_a_success_of_the_funnel(self, mode) -> None:
+        tasks = [CLICK, TaskLoss("conversion", "click", mode)]
+        odd = {"click": [1, 1, 0], "conversion": [1, 0, 1]}
+        assert run(tasks, odd, LOGITS) == run(tasks, LABELS, LOGITS)
+
+
+MODES = [
+    TaskLoss("conversion", "click"),
+    TaskLoss("conversion", "click", loss="focal", alpha=0.25, gamma=2.0, label_smoothing=0.1),
+    TaskLoss("conversion", "click", "masked"),
+    TaskLoss("conversion", "click", "masked", ipw=True),
+    TaskLoss("conversion", "click", ranking="pairwise"),
+    TaskLoss("conversion", "click", ranking="listwise"),
+    TaskLoss("conversion", "click", loss="mse"),
+    TaskLoss("conversion", "click", loss="huber", ipw=True),
+]
+BATCHES = {
+    "no positives": ([0, 0, 0], [0, 0, 0]),
+    "all positives": ([1, 1, 1], [1, 1, 1]),
+    "all masked": ([NAN, NAN, NAN], [NAN, NAN, NAN]),
+    "one row": ([1], [0]),
+    "no rows": ([], []),
+    "some unobserved": ([1, NAN, 0], [NAN, 1, NAN]),
+}
+
+
+@pytest.mark.parametrize("size", [0.0, 1e4, -1e4])
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("task", MODES, ids=lambda t: f"{t.resolved_mode}-{t.loss}-{t.ranking}")
+def test_hostile_batches_stay_finite(task: TaskLoss, batch: str, size: float) -> None:
+    click, conversion = BATCHES[batch]
+    n = len(click)
+    x = [tf.Variable(tf.fill([n], size * sign)) for sign in (1.0, -1.0)]
+    loss = MultiTaskLoss([CLICK, task])
+    with tf.GradientTape() as tape:
+        out = loss(
+            {"click": tf.constant(click, tf.float32), "conversion": tf.constant(conversion, "f4")},
+            {"click": x[0], "conversion": x[1]},
+            groups=tf.zeros([n], tf.int64),
+        )
+        total = tf.add_n(list(out.values()))
+    assert np.isfinite(total)
+    for gradient in tape.gradient(total, x):
+        assert np.isfinite(gradient).all()
+    if batch in ("all masked", "no rows"):
+        assert float(total) == 0.0
+
+
+def test_sample_weights_are_those_of_a_weighted_mean() -> None:
+    tasks = [CLICK, TaskLoss("conversion", "click"), TaskLoss("buy", "click", "masked", ipw=True)]
+    labels = {**LABELS, "buy": [0, 1, 0]}
+    logits = {**LOGITS, "buy": [0.4, -1.0, 0.0]}
+    weighed = run(tasks, labels, logits, sample_weight=tf.constant([2, 1, 1]))
+    doubled = {k: [v[0], *v] for k, v in labels.items()}
+    repeated = run(tasks, doubled, {k: [v[0], *v] for k, v in logits.items()})
+    assert weighed == pytest.approx(repeated, rel=1e-5)
+    zero = run(tasks, labels, logits, sample_weight=tf.zeros([3]))
+    assert set(zero.values()) == {0.0}
+
+
+def test_three_stages() -> None:
+    tasks = [TaskLoss("buy", "cart"), TaskLoss("cart", "click"), CLICK]
+    labels = {"click": [1, 1], "cart": [1, 1], "buy": [1, 0]}
+    logits = {"click": [logit(0.5)] * 2, "cart": [logit(0.5)] * 2, "buy": [logit(0.4)] * 2}
+    out = run(tasks, labels, logits)
+    assert list(out) == ["buy", "cart", "click"]
+    assert out["cart"] == pytest.approx(-math.log(0.25), rel=1e-5)
+    assert out["buy"] == pytest.approx((-math.log(0.1) - math.log(0.9)) / 2, rel=1e-5)
+
+
+def test_regression_losses() -> None:
+    tasks = [CLICK, TaskLoss("time", "click", loss="mse"),
+             TaskLoss("value", loss="huber", huber_delta=2.0)]
+    out = run(
+        tasks,
+        {"click": [1, 0], "time": [3, 9], "value": [1, 10]},
+        {"click": [0.0, 0.0], "time": [1.0, 0.0], "value": [0.0, 0.0]},
+    )
+    assert out["time"] == pytest.approx(4.0)  # clicked rows alone
+    assert out["value"] == pytest.approx((0.5 * 1 + 2.0 * (10 - 1.0)) / 2)
+
+
+def test_focal_task_equals_the_focal_loss() -> None:
+    task = TaskLoss("click", loss="focal", alpha=0.25, gamma=2.0, label_smoothing=0.1)
+    y, x = [1.0, 0.0, 1.0], [0.3, 1.0, -2.0]
+    expected = tf.reduce_mean(focal_loss(tf.constant(y), tf.constant(x), 0.25, 2.0, 0.1))
+    assert run([task], {"click": y}, {"click": x})["click"] == pytest.approx(float(expected))
+
+
+def test_negative_sampling_leaves_the_full_rate_as_optimum() -> None:
+    # 1 positive against 9 negatives, a third of them kept: the best logit is log(1/9).
+    task = TaskLoss("click", negative_sampling_rate=1 / 3)
+    x = tf.Variable(0.0)
+    y = tf.constant([1.0, 0.0, 0.0, 0.0])
+    with tf.GradientTape() as tape:
+        loss = MultiTaskLoss([task])({"click": y}, {"click": tf.fill([4], x)})["click"]
+    assert float(tape.gradient(loss, x)) > 0.1
+    x.assign(logit(0.1))
+    with tf.GradientTape() as tape:
+        loss = MultiTaskLoss([task])({"click": y}, {"click": tf.fill([4], x)})["click"]
+    assert float(tape.gradient(loss, x)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_ranking_term_is_added_on_the_score_of_the_product() -> None:
+    plain = run([CLICK, TaskLoss("conversion", "click")], LABELS, LOGITS)["conversion"]
+    task = TaskLoss("conversion", "click", ranking="pairwise", ranking_weight=0.5)
+    out = run([CLICK, task], LABELS, LOGITS, groups=tf.constant([1, 1, 1]))["conversion"]
+    assert out == pytest.approx(plain + 0.5 * math.log(2), rel=1e-5)
+    with pytest.raises(ValueError, match="groups"):
+        run([CLICK, task], LABELS, LOGITS)
+
+
+def test_columns_half_precision_and_graph() -> None:
+    loss = MultiTaskLoss([CLICK, TaskLoss("conversion", "click", loss="focal", gamma=2.0)])
+    labels = {k: tf.constant(v, tf.int64) for k, v in LABELS.items()}
+    logits = {k: tf.constant(v, tf.float32) for k, v in LOGITS.items()}
+    expected = loss(labels, logits)
+    column = loss(labels, {k: v[:, None] for k, v in logits.items()})
+    graph = tf.function(loss.__call__, jit_compile=True)(labels, logits)
+    half = loss(labels, {k: tf.cast(v, tf.bfloat16) for k, v in logits.items()})
+    for name in expected:
+        np.testing.assert_allclose(column[name], expected[name])
+        np.testing.assert_allclose(graph[name], expected[name], rtol=1e-5)
+        np.testing.assert_allclose(half[name], expected[name], rtol=1e-2)
+        assert half[name].dtype == tf.float32
+
+
+def test_gradient_equals_numeric_differences() -> None:
+    tasks = [CLICK, TaskLoss("conversion", "click", loss="focal", alpha=0.3, gamma=1.5),
+             TaskLoss("buy", "conversion", "masked"), TaskLoss("time", loss="huber")]
+    loss = MultiTaskLoss(tasks)
+    labels = {"click": [1, 1, 0, 1], "conversion": [1, 0, 0, 1], "buy": [1, NAN, 0, 0],
+              "time": [0.1, 5.0, NAN, 0.0]}
+    names = list(labels)
+    rng = np.random.default_rng(0)
+    x = [tf.constant(rng.normal(size=4)) for _ in names]
+
+    def total(*values: tf.Tensor) -> tf.Tensor:
+        return tf.add_n(list(loss(labels, dict(zip(names, values, strict=True))).values()))
+
+    theory, numeric = tf.test.compute_gradient(total, x)
+    for a, b in zip(theory, numeric, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "match"),
+    [
+        ([CLICK, CLICK], "differ"),
+        ([TaskLoss("conversion", "click")], "'click'"),
+        ([TaskLoss("a", "b"), TaskLoss("b", "a")], "itself"),
+        ([TaskLoss("time", loss="mse"), TaskLoss("conversion", "time")], "not binary"),
+    ],
+)
+def test_faulty_funnels_are_refused(tasks, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        MultiTaskLoss(tasks)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mode": "masked"},
+        {"given": "click", "mode": "entire_space", "loss": "mse"},
+        {"given": "click", "ipw": True},
+        {"gamma": 2.0},
+        {"loss": "hinge"},
+        {"loss": "focal", "alpha": 1.0},
+        {"negative_sampling_rate": 0.0},
+        {"loss": "mse", "label_smoothing": 0.1},
+        {"ranking": "listwize"},
+    ],
+)
+def test_faulty_records_are_refused(options) -> None:
+    with pytest.raises(ValueError, match="task 'x'"):
+        TaskLoss("x", **options)
+
+
+def test_missing_or_misshapen_inputs_are_refused() -> None:
+    loss = MultiTaskLoss([CLICK])
+    with pytest.raises(ValueError, match="logits must hold task 'click'"):
+        loss({"click": tf.zeros([2])}, {})
+    with pytest.raises(ValueError, match=r"\(2, 3\)"):
+        loss({"click": tf.zeros([2])}, {"click": tf.zeros([2, 3])})
+    with pytest.raises(ValueError, match="compatible"):
+        loss({"click": tf.zeros([2])}, {"click": tf.zeros([3])})
