@@ -204,7 +204,7 @@ class Network(tf_keras.layers.Layer):
         ids, numbers = batch["ids"], batch["numbers"]
         embeddings, first_order = self.embed(ids, numbers, training)
         dense = self._dense_numbers(numbers)
-        if self.spec.model.xla:
+        if self.spec.model.xla and training:
             logits = self._compiled(embeddings, dense, seed, training)
         else:
             logits = self.read(embeddings, dense, seed, training)

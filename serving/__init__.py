@@ -1,3 +1,35 @@
-"""A published model to ranked items, over HTTP."""
+"""A published model to ranked items, over HTTP.
+
+`serve` runs the endpoint, `rank` asks it, `example_request` writes a request that it takes.
+Each name is imported when it is first used, so that importing `serving` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import recsys  # noqa: F401  (Keras switch first)
+
+if TYPE_CHECKING:
+    from serving.app import create_app
+    from serving.client import rank, table
+    from serving.engine import running, serve
+    from serving.example import example_request
+
+__all__ = ["create_app", "example_request", "rank", "running", "serve", "table"]
+
+_HOMES = {
+    "create_app": "serving.app",
+    "example_request": "serving.example",
+    "rank": "serving.client",
+    "running": "serving.engine",
+    "serve": "serving.engine",
+    "table": "serving.client",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'serving' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

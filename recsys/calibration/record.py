@@ -45,14 +45,14 @@ class Calibration:
                 f"{self.kind} needs parameters {_PARAMETERS[self.kind]}; "
                 f"received {sorted(self.parameters)}."
             )
-        p = {k: tuple(v) if isinstance(v, list) else v for k, v in self.parameters.items()}
+        p: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in self.parameters.items()
+        }
         object.__setattr__(self, "parameters", p)
-        numbers = np.concatenate([np.atleast_1d(np.asarray(v, np.float64)) for v in p.values()] or
-                                 [np.zeros(0)])
-        if not np.isfinite(numbers).all():
+        if not all(np.isfinite(v).all() for v in p.values()):
             raise ValueError(f"{self.kind} needs finite parameters; received {dict(p)}.")
         for name in ("temperature", "slope"):
-            if name in p and not float(p[name]) > 0:  # type: ignore[arg-type]
+            if name in p and not p[name] > 0:
                 raise ValueError(f"{name} must be above 0; received {p[name]}.")
         if self.kind == "isotonic":
             x, y = np.asarray(p["x"]), np.asarray(p["y"])
@@ -67,18 +67,13 @@ class Calibration:
         Piece i holds for logits from breaks[i - 1] (included) to breaks[i]:
         y0 + slope (x - x0).
         """
-        one = np.ones(1)
+        p: Mapping[str, Any] = self.parameters
         if self.kind == "isotonic":
-            x, y = np.asarray(self.parameters["x"]), np.asarray(self.parameters["y"])
-            slope = np.concatenate([one, np.diff(y) / np.diff(x), one])
-            return x, np.r_[x[0], x], np.r_[y[0], y], slope
-        slope, intercept = 1.0, 0.0
-        if self.kind == "temperature":
-            slope = 1.0 / float(self.parameters["temperature"])  # type: ignore[arg-type]
-        elif self.kind == "platt":
-            slope = float(self.parameters["slope"])  # type: ignore[arg-type]
-            intercept = float(self.parameters["intercept"])  # type: ignore[arg-type]
-        return np.zeros(0), np.zeros(1), np.asarray([intercept]), np.asarray([slope])
+            x, y = np.asarray(p["x"]), np.asarray(p["y"])
+            slopes = np.concatenate([[1.0], np.diff(y) / np.diff(x), [1.0]])
+            return x, np.r_[x[0], x], np.r_[y[0], y], slopes
+        slope = p.get("slope", 1.0 / p.get("temperature", 1.0))
+        return np.zeros(0), np.zeros(1), np.array([p.get("intercept", 0.0)]), np.array([slope])
 
     def apply_logit(self, logits: ArrayLike) -> NDArray[np.float64]:
         """Return calibrated logits, float64, of the shape of `logits`; NaN stays NaN."""

@@ -56,8 +56,9 @@ def pairwise_logistic(
         Scalar, float32 (float64 if logits are).
 
     >>> x = tf.constant([2.0, 0.0, 5.0])
-    >>> float(pairwise_logistic(tf.constant([1, 0, 1]), x, tf.constant([7, 7, 8])))  # log(1+e^-2)
-    0.1269...
+    >>> loss = pairwise_logistic(tf.constant([1, 0, 1]), x, tf.constant([7, 7, 8]))
+    >>> round(float(loss), 4)  # log(1 + e^-2)
+    0.1269
     """
     y, x, index, w = _observed(labels, logits, groups, sample_weight)
     order = tf.argsort(index, stable=True)
@@ -101,8 +102,9 @@ def listwise_softmax(
         Scalar, float32 (float64 if logits are).
 
     >>> x = tf.constant([2.0, 0.0])
-    >>> float(listwise_softmax(tf.constant([1, 0]), x, tf.constant([7, 7])))  # -log(e^2/(e^2+1))
-    0.1269...
+    >>> loss = listwise_softmax(tf.constant([1, 0]), x, tf.constant([7, 7]))
+    >>> round(float(loss), 4)  # -log(e^2 / (e^2 + 1))
+    0.1269
     """
     y, x, index, w = _observed(labels, logits, groups, sample_weight)
     n = _groups_of(index)

@@ -26,8 +26,9 @@ def correct_logit(logits: tf.Tensor, negative_rate: float) -> tf.Tensor:
     Returns:
         Logits of the same shape and dtype.
 
-    >>> float(tf.sigmoid(correct_logit(tf.constant(0.0), 0.25)))  # 0.5 / (0.5 + 0.5 / 0.25)
-    0.2...
+    >>> p = tf.sigmoid(correct_logit(tf.constant(0.0), 0.25))
+    >>> round(float(p), 4)  # 0.5 / (0.5 + 0.5 / 0.25)
+    0.2
     """
     return logits + _log_rate(negative_rate)
 

@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-import recsys  # noqa: F401  (sets the Keras switch before TensorFlow is imported)
 import tensorflow as tf
 import tf_keras
 

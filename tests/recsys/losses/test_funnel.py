@@ -6,7 +6,6 @@ from itertools import product
 
 import numpy as np
 import pytest
-import recsys  # noqa: F401  (sets the Keras switch before TensorFlow is imported)
 import tensorflow as tf
 
 from recsys.losses import focal_from_log_probs, funnel_log_probs, log_sigmoid

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import recsys  # noqa: F401  (sets the Keras switch before TensorFlow is imported)
 import tensorflow as tf
 
 from recsys.losses import correct_logit, sampled_logit

@@ -1,0 +1,198 @@
+"""What the job reads and makes, derived from the spec: logs, their columns, computed columns.
+
+Inside the job an impression is a row of an Arrow table with these columns:
+
+=================  =======================================================================
+`row`              int64, where the row was read; orders rows when all else is equal
+`key:user` …       string keys: `key:user`, `key:item`, `key:request`, `key:impression`
+`time`             int64, milliseconds since the epoch, where the spec has `data.time`
+`day`              int32, days since the epoch, by the split's column or by `time` in UTC
+`identity`         uint64, hash by which a fraction split divides
+`raw:<column>`     string or float32, a raw column in canonical form
+`label:<task>`     float32
+`known:<task>`     int64, when a positive label was known, where histories or counters ask
+=================  =======================================================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from recsys.schema import RawColumn, raw_columns
+from recsys.spec.records import ColumnLabel, Counter, Feature, Spec, TimeColumn, TimeSplit
+
+ROW = "row"
+USER, ITEM, REQUEST, IMPRESSION = "key:user", "key:item", "key:request", "key:impression"
+TIME, DAY = "time", "day"
+IDENTITY = "identity"
+TABLE_KEY = "key"
+
+FieldKind = Literal["text", "number", "key", "time", "day", "binary", "value"]
+Owner = Literal["user", "item"]
+OWNERS: tuple[Owner, Owner] = ("user", "item")
+
+
+def raw(column: str) -> str:
+    """Name of a raw column inside the job, where it cannot meet a key or a label."""
+    return f"raw:{column}"
+
+
+def known(task: str) -> str:
+    """Name of the column that says when a positive of the task was known."""
+    return f"known:{task}"
+
+
+@dataclass(frozen=True)
+class Field:
+    """One column of a log: where it is read from, what it becomes, and how it is checked."""
+
+    target: str
+    column: str
+    kind: FieldKind
+    time: TimeColumn | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """One log or table: its name in messages, its path below the input, and its fields."""
+
+    name: str
+    path: str
+    fields: tuple[Field, ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns to read, each once."""
+        return tuple(dict.fromkeys(field.column for field in self.fields))
+
+
+@dataclass(frozen=True)
+class By:
+    """A column that counters count by: the job's column, and its raw name."""
+
+    name: str
+    column: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that the pipelines need to know of a spec."""
+
+    spec: Spec
+    impressions: Source
+    actions: dict[str, Source]
+    tables: dict[Owner, Source]
+    owned: dict[Owner, tuple[RawColumn, ...]]
+    raw: tuple[RawColumn, ...]
+    histories: tuple[Feature, ...]
+    counters: tuple[Feature, ...]
+    tracked: tuple[str, ...]
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Every log and table."""
+        return (self.impressions, *self.actions.values(), *self.tables.values())
+
+    def by(self, counter: Feature) -> tuple[By, ...]:
+        """The columns of a counter, named as the spec names them."""
+        assert isinstance(counter.encode, Counter)
+        return tuple(By(name, raw(_by_column(self.spec, name))) for name in counter.encode.by)
+
+
+def plan_of(spec: Spec) -> Plan:
+    """Derive the plan of a spec."""
+    columns = raw_columns(spec)
+    read = [column for column in columns if not column.computed]
+    counters = tuple(f for f in spec.features if f.encode.kind == "counter")
+    histories = tuple(f for f in spec.features if f.encode.kind == "history")
+    tasks = {f.encode.task for f in counters if f.encode.statistic != "impressions"}  # type: ignore[union-attr]
+    tasks |= {f.encode.action for f in histories}  # type: ignore[union-attr]
+    return Plan(
+        spec=spec,
+        impressions=_impressions(spec, read, counters),
+        actions={name: _action(spec, name) for name in spec.data.actions},
+        tables={
+            owner: _table(spec, owner, [c for c in read if _lives_in(spec, c) == owner])
+            for owner in OWNERS
+            if getattr(spec.data.tables, owner) is not None
+        },
+        owned={
+            owner: tuple(c for c in columns if c.owner == owner and c.computed != "counter")
+            for owner in OWNERS
+        },
+        raw=columns,
+        histories=histories,
+        counters=counters,
+        tracked=tuple(task.name for task in spec.tasks if task.name in tasks),
+    )
+
+
+def _lives_in(spec: Spec, column: RawColumn) -> str:
+    """Which source holds a raw column: the owner's table, or the impressions."""
+    if column.owner == "context":
+        return "impressions"
+    table = getattr(spec.data.tables, column.owner)
+    if table is None or column.name == getattr(spec.data.keys, column.owner):
+        return "impressions"
+    return column.owner
+
+
+def _by_column(spec: Spec, name: str) -> str:
+    for feature in spec.features:
+        if feature.name == name and feature.encode.kind not in ("counter", "history"):
+            return feature.raw
+    return name
+
+
+def _impressions(spec: Spec, read: list[RawColumn], counters: tuple[Feature, ...]) -> Source:
+    data, keys = spec.data, spec.data.keys
+    fields = [Field(USER, keys.user, "key"), Field(ITEM, keys.item, "key")]
+    if keys.request:
+        fields.append(Field(REQUEST, keys.request, "key"))
+    if keys.impression:
+        fields.append(Field(IMPRESSION, keys.impression, "key"))
+    if data.time:
+        fields.append(Field(TIME, data.time.column, "time", data.time))
+    if isinstance(data.split, TimeSplit) and data.split.column:
+        fields.append(Field(DAY, data.split.column.column, "day", data.split.column))
+    for task in spec.tasks:
+        if isinstance(task.label, ColumnLabel):
+            kind: FieldKind = "value" if task.is_regression else "binary"
+            fields.append(Field(f"label:{task.name}", task.label.column, kind))
+    for column in read:
+        if _lives_in(spec, column) == "impressions":
+            kind = "text" if column.dtype == "string" else "number"
+            fields.append(Field(raw(column.name), column.name, kind))
+    # A counter may count by a column that is no feature; then the impressions hold it.
+    known_names = {column.name for column in read}
+    for counter in counters:
+        assert isinstance(counter.encode, Counter)
+        for name in counter.encode.by:
+            column_name = _by_column(spec, name)
+            if column_name not in known_names:
+                known_names.add(column_name)
+                fields.append(Field(raw(column_name), column_name, "text"))
+    return Source("impressions", data.impressions.path, tuple(fields))
+
+
+def _action(spec: Spec, name: str) -> Source:
+    log = spec.data.actions[name]
+    assert log.time is not None and spec.data.keys.impression is not None
+    return Source(
+        name,
+        log.path,
+        (
+            Field(IMPRESSION, spec.data.keys.impression, "key"),
+            Field(TIME, log.time.column, "time", log.time),
+        ),
+    )
+
+
+def _table(spec: Spec, owner: Owner, columns: list[RawColumn]) -> Source:
+    table = getattr(spec.data.tables, owner)
+    fields = [Field(TABLE_KEY, table.key, "key")]
+    fields += [
+        Field(raw(c.name), c.name, "text" if c.dtype == "string" else "number") for c in columns
+    ]
+    return Source(f"{owner} table", table.path, tuple(fields))

@@ -1,0 +1,273 @@
+"""Find and read the logs: CSV or Parquet, a file, a folder or a glob, in blocks of rows.
+
+All files are opened once before any work starts, so that a missing column or a damaged file
+is an error in the first second and not after the join.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import glob
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from beam_jobs.plan import ROW, Source
+from recsys.errors import UserError
+
+PARQUET = (".parquet", ".pq")
+CSV = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+ROWS_PER_BLOCK = 65_536
+BYTES_PER_BLOCK = 8 << 20
+# File number and row number share one int64, so that the order of rows is the order of files.
+ROWS_PER_FILE = 1 << 40
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a source, with the columns that its folders carry (`day=2026-01-01`)."""
+
+    path: str
+    partitions: tuple[tuple[str, str], ...]
+
+    @property
+    def is_csv(self) -> bool:
+        """Whether the file is delimited text."""
+        return self.path.endswith(CSV)
+
+
+@dataclass(frozen=True)
+class ReadTask:
+    """A part of a file that one worker reads: a CSV file, or row groups of a Parquet file."""
+
+    source: Source
+    file: File
+    first_row: int
+    row_groups: tuple[int, ...] = ()
+    limit: int | None = None
+
+
+def resolve(input_path: Path, source: Source) -> list[File]:
+    """The files of a source, sorted by path.
+
+    Args:
+        input_path: The folder that the source's path is relative to, or one file that is the
+            whole impression log.
+        source: The log or table.
+
+    Raises:
+        UserError: There is no input, or nothing in it matches the source's path.
+    """
+    if not input_path.exists():
+        raise UserError("The input does not exist.", where=str(input_path),
+                        expected="a folder of logs, or one file",
+                        fix="Name an existing folder with --input.")
+    if input_path.is_file():
+        if source.name == "impressions":
+            return [_file(input_path, input_path.parent)]
+        input_path = input_path.parent
+    target = input_path / source.path
+    if target.is_file():
+        return [_file(target, input_path)]
+    if target.is_dir():
+        found = [path for path in target.rglob("*") if _is_data(path, target)]
+    else:
+        found = [
+            below
+            for match in glob.glob(str(target), recursive=True)
+            for below in (Path(match).rglob("*") if Path(match).is_dir() else [Path(match)])
+            if _is_data(below, input_path)
+        ]
+    if not found:
+        raise _nothing_found(input_path, target, source)
+    return [_file(path, input_path) for path in sorted(set(found))]
+
+
+def _is_data(path: Path, root: Path) -> bool:
+    hidden = any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
+    return path.is_file() and not hidden and path.name.endswith(PARQUET + CSV)
+
+
+def _file(path: Path, root: Path) -> File:
+    if not path.name.endswith(PARQUET + CSV):
+        raise UserError("This file is of no known format.", where=str(path),
+                        expected=f"a name that ends in {', '.join(CSV + PARQUET)}",
+                        found=path.suffix or "no ending")
+    parts = path.relative_to(root).parts[:-1]
+    partitions = tuple(
+        (part.partition("=")[0], part.partition("=")[2]) for part in parts if "=" in part
+    )
+    return File(str(path), partitions)
+
+
+def _nothing_found(input_path: Path, target: Path, source: Source) -> UserError:
+    there = sorted(p.name for p in input_path.iterdir() if not p.name.startswith("."))
+    near = difflib.get_close_matches(source.path, there, n=3)
+    fix = f"Did you mean {' or '.join(near)}?" if near else "Correct the path in the spec."
+    return UserError(
+        f"No files of {source.name} were found.",
+        where=str(target),
+        expected=f"CSV or Parquet files ({', '.join(CSV + PARQUET)})",
+        found=", ".join(there[:10]) or "an empty folder",
+        fix=fix,
+    )
+
+
+def check(files: list[File], source: Source) -> None:
+    """Check that each file can be opened and has the source's columns.
+
+    Raises:
+        UserError: A file is damaged, or lacks columns; the error names them.
+    """
+    for file in files:
+        header = [*_header(file), *(name for name, _ in file.partitions)]
+        twice = [column for column in source.columns if header.count(column) > 1]
+        if twice and file.is_csv:
+            raise UserError(f"Column {twice[0]!r} is there twice.", where=file.path,
+                            expected="each column once", found=", ".join(header))
+        missing = [column for column in source.columns if column not in header]
+        if missing:
+            near = difflib.get_close_matches(missing[0], header, n=3)
+            raise UserError(
+                f"The {source.name} lack{'s' * source.name.endswith('table')} "
+                f"column{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))}.",
+                where=file.path,
+                expected=", ".join(source.columns),
+                found=", ".join(header) or "no columns",
+                fix=f"Did you mean {' or '.join(near)}?" if near
+                else "Correct the column in the spec, or the file.",
+            )
+
+
+def damaged(file: File, error: Exception) -> UserError:
+    """The error of a file that cannot be read."""
+    kind = "CSV" if file.is_csv else "Parquet"
+    return UserError("A file is damaged or is not what its name says.", where=file.path,
+                     expected=f"a readable {kind} file", found=str(error).split("\n")[0],
+                     fix="Write the file again, or take it away.")
+
+
+def _header(file: File) -> list[str]:
+    try:
+        if not file.is_csv:
+            return list(pq.read_schema(file.path).names)
+        with pa.input_stream(file.path) as stream:
+            text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+            return next(csv.reader(text, delimiter=_delimiter(file)), [])
+    except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
+        raise damaged(file, error) from None
+
+
+def _delimiter(file: File) -> str:
+    return "\t" if ".tsv" in Path(file.path).name else ","
+
+
+def tasks(files: list[File], source: Source, max_rows: int | None = None) -> list[ReadTask]:
+    """Divide files into parts to read, the first `max_rows` rows only where that is given."""
+    found: list[ReadTask] = []
+    left = max_rows
+    for number, file in enumerate(files):
+        first = number * ROWS_PER_FILE
+        if left is not None and left <= 0:
+            break
+        if file.is_csv:
+            found.append(ReadTask(source, file, first, limit=left))
+            if left is not None and number + 1 < len(files):
+                left -= _count_rows(file, left)
+            continue
+        try:
+            metadata = pq.read_metadata(file.path)
+        except (pa.ArrowException, OSError) as error:
+            raise damaged(file, error) from None
+        for group in range(metadata.num_row_groups):
+            rows = metadata.row_group(group).num_rows
+            if left is not None and left <= 0:
+                break
+            found.append(ReadTask(source, file, first, (group,), left))
+            first += rows
+            left = None if left is None else left - rows
+    return found
+
+
+def _count_rows(file: File, most: int) -> int:
+    rows = 0
+    for block in _csv_blocks(file, [_header(file)[0]], []):
+        rows += len(block)
+        if rows >= most:
+            break
+    return rows
+
+
+def read(task: ReadTask) -> Iterator[tuple[pa.Table, list[str]]]:
+    """The rows of a task in blocks, as stored, and the text of rows that have no columns to read.
+
+    Yields:
+        A table of the source's columns and `row` (int64), and the lines of a CSV file that
+        have too few or too many fields.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    columns = [c for c in task.source.columns if c not in dict(task.file.partitions)]
+    ragged: list[str] = []
+    row, left = task.first_row, task.limit
+    try:
+        blocks = (
+            _csv_blocks(task.file, columns, ragged)
+            if task.file.is_csv
+            else _parquet_blocks(task, columns)
+        )
+        for block in blocks:
+            if left is not None:
+                block = block.slice(0, left)
+                left -= len(block)
+            for name, value in task.file.partitions:
+                if name in task.source.columns:
+                    block = block.append_column(name, pa.array([value] * len(block), pa.string()))
+            numbers = np.arange(row, row + len(block), dtype=np.int64)
+            yield block.append_column(ROW, pa.array(numbers)), list(ragged)
+            ragged.clear()
+            row += len(block)
+            if left is not None and left <= 0:
+                return
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(task.file, error) from None
+
+
+def _parquet_blocks(task: ReadTask, columns: list[str]) -> Iterator[pa.Table]:
+    with pq.ParquetFile(task.file.path) as file:
+        for batch in file.iter_batches(
+            batch_size=ROWS_PER_BLOCK, row_groups=list(task.row_groups), columns=columns
+        ):
+            yield pa.Table.from_batches([batch])
+
+
+def _csv_blocks(file: File, columns: list[str], ragged: list[str]) -> Iterator[pa.Table]:
+    def keep(row: pa_csv.InvalidRow) -> str:
+        ragged.append(f"{row.actual_columns} fields in place of {row.expected_columns}: {row.text}")
+        return "skip"
+
+    reader = pa_csv.open_csv(
+        file.path,
+        read_options=pa_csv.ReadOptions(block_size=BYTES_PER_BLOCK, use_threads=False),
+        parse_options=pa_csv.ParseOptions(
+            delimiter=_delimiter(file), newlines_in_values=True, invalid_row_handler=keep
+        ),
+        # Bytes, not text: one line in another encoding must not damn the block that it is in.
+        convert_options=pa_csv.ConvertOptions(
+            include_columns=columns,
+            column_types={name: pa.binary() for name in columns},
+            strings_can_be_null=False,
+        ),
+    )
+    for batch in reader:
+        yield pa.Table.from_batches([batch])
+    if ragged:
+        yield pa.table({name: pa.array([], pa.binary()) for name in columns})

@@ -1,0 +1,84 @@
+"""One request made into raw columns: tables, then inline features, then ids, then counters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from serving.columns import id_columns
+from serving.contract import Contract, RankRequest
+from serving.store import FeatureStore
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """Raw columns, each [candidates], and what the tables knew."""
+
+    columns: dict[str, np.ndarray]
+    user_known: bool
+    known: np.ndarray
+
+
+class Assembler:
+    """Joins a request with the feature tables.
+
+    A looked-up value gives way to an inline one. An unknown id has missing values, but its id
+    column keeps the id, so that the model sees it as out of vocabulary rather than missing.
+
+    Args:
+        contract: Of the spec that the model was trained by.
+        store: Tables of the same features.
+    """
+
+    def __init__(self, contract: Contract, store: FeatureStore) -> None:
+        self.contract = contract
+        self.store = store
+        self._ids = {owner: id_columns(contract.spec, owner) for owner in ("user", "item")}
+        self._counters = store.counters()
+
+    def __call__(self, request: RankRequest) -> Assembled:
+        rows = len(request.keys)
+        items = self.store.lookup("item", request.keys)
+        users = self.store.lookup("user", [request.user_key or ""])
+        columns: dict[str, np.ndarray] = {}
+        for column in self.contract.columns:
+            dtype = object if column.dtype == "string" else np.float32
+            if column.owner == "item":
+                values = items.columns.get(column.name)
+                if values is None:
+                    values = np.full(rows, column.default, dtype=dtype)
+                columns[column.name] = values
+                continue
+            value = column.default
+            if column.owner == "user" and column.name in users.columns:
+                value = users.columns[column.name][0]
+            inline = request.user if column.owner == "user" else request.context
+            columns[column.name] = np.full(rows, inline.get(column.name, value), dtype=dtype)
+        self._fill_ids(columns, request, bool(users.known[0]), items.known)
+        for name, (positions, found) in request.items.items():
+            columns[name][positions] = found
+        self._fill_counters(columns, request)
+        return Assembled(columns, bool(users.known[0]), items.known)
+
+    def _fill_ids(self, columns: dict[str, np.ndarray], request: RankRequest, user_known: bool,
+                  known: np.ndarray) -> None:
+        if not user_known and request.user_key:
+            for name in self._ids["user"]:
+                if name not in request.user:
+                    columns[name][:] = request.user_key
+        if not known.all():
+            unknown = np.flatnonzero(~known)
+            keys = np.array(request.keys, dtype=object)[unknown]
+            for name in self._ids["item"]:
+                columns[name][unknown] = keys
+
+    def _fill_counters(self, columns: dict[str, np.ndarray], request: RankRequest) -> None:
+        for name, by in self._counters.items():
+            if name in request.user or name in request.context:
+                continue
+            counted = self.store.count(name, [columns[column] for column in by])
+            if name in request.items:
+                positions, found = request.items[name]
+                counted[positions] = found
+            columns[name] = counted

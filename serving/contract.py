@@ -1,0 +1,406 @@
+"""The endpoint's request and answer, derived from the spec.
+
+A request names a user (by id, by features, or both), a context and candidates. The keys of
+`features` and `context` are the spec's raw columns. What is null, NaN or left out is missing;
+inline features stand above looked-up ones; an id that comes twice is ranked once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Annotated, Any
+
+import numpy as np
+import orjson
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    WithJsonSchema,
+    WrapValidator,
+    create_model,
+)
+from pydantic_core import PydanticCustomError
+
+from recsys.schema import RawColumn, output_names, raw_columns
+from recsys.spec import Spec
+from serving.columns import canonical_column, id_columns, separators
+from serving.faults import BodyFault, RequestError
+
+Given = dict[str, tuple[np.ndarray, np.ndarray]]
+"""Inline item features: column → (positions [k] of the candidates, values [k])."""
+
+
+@dataclass(frozen=True)
+class RankRequest:
+    """A request whose every value is in canonical form.
+
+    `ids` are the candidates' ids as the caller wrote them, without repeats, and `keys` the
+    same as text; `user`, `context` hold one inline value a column.
+    """
+
+    user_key: str | None
+    user: dict[str, Any]
+    context: dict[str, Any]
+    ids: list[str | int]
+    keys: list[str]
+    items: Given
+    top_k: int | None
+    duplicates: int
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def _check_id(value: Any) -> str | int:
+    if type(value) not in (str, int) or value == "":
+        raise PydanticCustomError("id", "An id is a text that is not empty, or an integer.")
+    return value
+
+
+Id = Annotated[
+    str | int,
+    PlainValidator(_check_id),
+    WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1}, {"type": "integer"}]}),
+]
+
+
+def _wrap_candidates(value: Any, handler: Callable[[Any], Any]) -> Any:
+    if not isinstance(value, list):
+        return handler(value)
+    # Bare ids are the usual request, so they take no record each.
+    if all(type(item) is int or (type(item) is str and item) for item in value):
+        return value
+    return handler([item if isinstance(item, dict) else {"id": item} for item in value])
+
+
+class Contract:
+    """The request and answer of one spec: `parse` a body, or describe both for OpenAPI."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self.columns = raw_columns(spec)
+        self.outputs = output_names(spec)
+        self.separators = separators(spec)
+        self.by_owner: dict[str, dict[str, RawColumn]] = {"user": {}, "item": {}, "context": {}}
+        for column in self.columns:
+            self.by_owner[column.owner][column.name] = column
+        user = create_model(
+            "User",
+            __base__=_Model,
+            id=(Id | None, Field(None, description="Looked up in the user table.")),
+            features=(self._features("user") | None, None),
+        )
+        candidate = create_model(
+            "Candidate",
+            __base__=_Model,
+            id=(Id, Field(description="Looked up in the item table.")),
+            features=(self._features("item") | None, None),
+        )
+        candidates = Annotated[list[candidate], WrapValidator(_wrap_candidates)]  # type: ignore
+        self.model = create_model(
+            "RankRequest",
+            __base__=_Model,
+            user=(user, Field(description="An id, features, or both.")),
+            context=(self._features("context") | None, None),
+            candidates=(candidates, Field(description="Ids, or objects with id and features.")),
+            top_k=(int | None, Field(None, ge=1, description="Answer so many items; null: all.")),
+        )
+
+    def _features(self, owner: str) -> type[BaseModel]:
+        fields: dict[str, Any] = {}
+        for position, column in enumerate(self.by_owner[owner].values()):
+            # A raw column may have any name, a field may not: the alias is the column's name.
+            schema = self._value_schema(column)
+            kind = Annotated[Any, WithJsonSchema(schema)]
+            fields[f"c{position}"] = (kind, Field(None, alias=column.name))
+        title = "Context" if owner == "context" else f"{owner.capitalize()}Features"
+        return create_model(title, __base__=_Model, **fields)
+
+    def _value_schema(self, column: RawColumn) -> dict[str, Any]:
+        if column.dtype == "float32":
+            return {"type": ["number", "null"], "description": "null or NaN: missing"}
+        scalars = ["string", "number", "boolean", "null"]
+        schema: dict[str, Any] = {"type": scalars}
+        if column.name in self.separators:
+            schema = {"anyOf": [schema, {"type": "array", "items": {"type": scalars}}]}
+        return schema
+
+    # ------------------------------------------------------------------------ parse
+
+    def parse(self, body: bytes) -> RankRequest:
+        """The request of a body.
+
+        Raises:
+            RequestError: 400 where the body is no JSON, 422 where it breaks the contract.
+        """
+        tree = parse_json(body)
+        if isinstance(tree, dict):
+            self._check_count(tree.get("candidates"))
+        try:
+            request: Any = self.model.model_validate(tree)
+        except ValidationError as error:
+            raise RequestError.of(self._faults(error)) from None
+        user, context = request.user, request.context
+        if user.id is None and user.features is None:
+            raise RequestError.of([BodyFault(
+                "user", "The user is not given.", "an `id`, `features`, or both", "neither",
+                'For a user of whom nothing is known send {"features": {}}.',
+            )])
+        faults: list[BodyFault] = []
+        ids, keys, features, duplicates = _distinct(request.candidates)
+        parsed = RankRequest(
+            user_key=None if user.id is None else str(user.id),
+            user=self._one(_given(user.features), "user", "user.features", faults),
+            context=self._one(_given(context), "context", "context", faults),
+            ids=ids,
+            keys=keys,
+            items=self._items(features, faults),
+            top_k=request.top_k,
+            duplicates=duplicates,
+        )
+        if faults:
+            raise RequestError.of(faults)
+        return parsed
+
+    def _check_count(self, candidates: Any) -> None:
+        if not isinstance(candidates, list):
+            return
+        most = self.spec.serve.max_candidates
+        if not candidates:
+            raise RequestError.of([BodyFault(
+                "candidates", "There are no candidates to rank.", f"1 to {most} candidates", "0",
+                "Send the items to rank in `candidates`.",
+            )])
+        if len(candidates) > most:
+            raise RequestError.of([BodyFault(
+                "candidates", "There are too many candidates in one request.",
+                f"at most {most} (serve.max_candidates)", f"{len(candidates)}",
+                "Rank fewer at once, or raise serve.max_candidates in the spec and publish.",
+            )])
+
+    def _one(
+        self, given: dict[str, Any], owner: str, where: str, faults: list[BodyFault]
+    ) -> dict[str, Any]:
+        result = {}
+        for name, value in given.items():
+            column = self.by_owner[owner][name]
+            values, bad = canonical_column([value], column, self.separators.get(name))
+            if bad[0]:
+                faults.append(self._bad_value(f"{where}.{name}", column, value))
+            result[name] = values[0]
+        return result
+
+    def _items(self, features: dict[int, tuple[int, dict[str, Any]]],
+               faults: list[BodyFault]) -> Given:
+        places: defaultdict[str, list[int]] = defaultdict(list)
+        for position, (_, given) in features.items():
+            for name in given:
+                places[name].append(position)
+        result: Given = {}
+        for name, positions in places.items():
+            column = self.by_owner["item"][name]
+            found = [features[position][1][name] for position in positions]
+            values, bad = canonical_column(found, column, self.separators.get(name))
+            for row in np.flatnonzero(bad):
+                place = f"candidates[{features[positions[row]][0]}].features.{name}"
+                faults.append(self._bad_value(place, column, found[row]))
+            result[name] = (np.array(positions), values)
+        return result
+
+    def _bad_value(self, where: str, column: RawColumn, value: Any) -> BodyFault:
+        if column.dtype == "float32":
+            expected = "a finite number, or null for a missing one"
+        elif column.name in self.separators:
+            expected = "a text or number, a list of these, or null for a missing one"
+        else:
+            expected = "a text or number, or null for a missing one"
+        return BodyFault(where, f"The value of `{column.name}` does not fit.", expected,
+                         _shown(value))
+
+    # ----------------------------------------------------------------------- faults
+
+    def _faults(self, error: ValidationError) -> list[BodyFault]:
+        faults = []
+        for item in error.errors(include_url=False):
+            where, kind = _place(item["loc"]), item["type"]
+            found = _shown(item["input"])
+            if kind == "extra_forbidden":
+                faults.append(self._unknown_key(item["loc"], where))
+            elif kind == "missing":
+                faults.append(BodyFault(where, f"`{where}` is missing.", f"`{where}`", "nothing"))
+            elif kind in ("model_type", "model_attributes_type"):
+                place = where or "the body"
+                faults.append(BodyFault(
+                    where, f"`{place}` is no JSON object." if where else
+                    "The body is no JSON object.", "a JSON object", found))
+            else:
+                message, expected = _WORDS.get(kind, (item["msg"], ""))
+                faults.append(BodyFault(where, message, expected, found))
+        return faults
+
+    def _unknown_key(self, loc: tuple[int | str, ...], where: str) -> BodyFault:
+        key = str(loc[-1])
+        inner = [str(part) for part in loc[:-1] if not isinstance(part, int)]
+        allowed: tuple[str, ...]
+        if not inner:
+            allowed = ("user", "context", "candidates", "top_k")
+        elif inner[0] == "context":
+            allowed = tuple(self.by_owner["context"])
+        elif inner[-1] == "features":
+            allowed = tuple(self.by_owner["user" if inner[0] == "user" else "item"])
+        else:
+            allowed = ("id", "features")
+        places = {"user": "user.features", "item": "candidates[].features", "context": "context"}
+        home = next((places[owner] for owner, names in self.by_owner.items() if key in names), "")
+        near = get_close_matches(key, allowed, n=1)
+        if home:
+            fix = f"`{key}` belongs into {home}."
+        elif near:
+            fix = f"Did you mean `{near[0]}`?"
+        else:
+            fix = "Leave it out, or declare it in the spec."
+        return BodyFault(where, f"`{key}` is unknown here.", "one of " + ", ".join(allowed), key,
+                         fix)
+
+    # ---------------------------------------------------------------------- OpenAPI
+
+    def request_schema(self, ref_template: str = "#/$defs/{model}") -> dict[str, Any]:
+        """JSON Schema of a request body."""
+        schema = self.model.model_json_schema(ref_template=ref_template)
+        candidates = schema["properties"]["candidates"]
+        identity = [{"type": "string", "minLength": 1}, {"type": "integer"}]
+        candidates["items"] = {"anyOf": [*identity, candidates["items"]]}
+        candidates |= {"minItems": 1, "maxItems": self.spec.serve.max_candidates}
+        schema["example"] = self.example()
+        return schema
+
+    def answer_schema(self) -> dict[str, Any]:
+        """JSON Schema of an answer."""
+        number, whole, flag = ({"type": name} for name in ("number", "integer", "boolean"))
+        item = {
+            "id": {"type": ["string", "integer"]},
+            "rank": {**whole, "minimum": 1},
+            "score": {**number, "description": f"blend of {self.spec.blend()}"},
+            "probabilities": _object({name: number for name in self.outputs}),
+            "known": {**flag, "description": "false: ranked by defaults and inline features"},
+        }
+        return _object({
+            "model_version": whole,
+            "user": _object({"known": flag}),
+            "items": {"type": "array", "items": _object(item)},
+            "unknown_items": {**whole, "description": "candidates that the item table lacks"},
+            "duplicates": {**whole, "description": "repeated candidates that were left out"},
+            "took_ms": number,
+        })
+
+    def example(self) -> dict[str, Any]:
+        """A request of this contract, with placeholders for values."""
+
+        def values(owner: str) -> dict[str, Any]:
+            hidden = () if owner == "context" else id_columns(self.spec, owner)
+            return {name: 1.5 if column.dtype == "float32" else "a"
+                    for name, column in self.by_owner[owner].items() if name not in hidden}
+
+        return {
+            "user": {"id": "u1"},
+            "context": values("context"),
+            "candidates": ["i1", {"id": "i2", "features": values("item")}],
+            "top_k": 2,
+        }
+
+
+_WORDS = {
+    "id": ("An id does not fit.", "a text that is not empty, or an integer"),
+    "int_type": ("A whole number is needed.", "an integer"),
+    "greater_than_equal": ("The number is too small.", "1 or more, or null for all"),
+    "list_type": ("A JSON list is needed.", "a list of ids, or of objects with id and features"),
+}
+
+
+def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": dict(properties), "required": list(properties)}
+
+
+def _given(features: BaseModel | None) -> dict[str, Any]:
+    if features is None:
+        return {}
+    sent = features.model_fields_set
+    return {
+        str(field.alias): getattr(features, name)
+        for name, field in type(features).model_fields.items()
+        if name in sent
+    }
+
+
+def _distinct(
+    candidates: list[Any],
+) -> tuple[list[str | int], list[str], dict[int, tuple[int, dict[str, Any]]], int]:
+    """Ids and keys without repeats, and inline features: position → (place in body, values)."""
+    ids: dict[str, str | int] = {}
+    features: dict[int, tuple[int, dict[str, Any]]] = {}
+    for place, candidate in enumerate(candidates):
+        bare = not isinstance(candidate, BaseModel)
+        identity = candidate if bare else candidate.id  # type: ignore[attr-defined]
+        key = str(identity)
+        if key in ids:
+            continue
+        if not bare and (given := _given(candidate.features)):
+            features[len(ids)] = (place, given)
+        ids[key] = identity
+    return list(ids.values()), list(ids), features, len(candidates) - len(ids)
+
+
+def _place(loc: tuple[int | str, ...]) -> str:
+    text = ""
+    for part in loc:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def _shown(value: Any) -> str:
+    text = repr(value) if isinstance(value, float) else json.dumps(value, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def parse_json(body: bytes) -> Any:
+    """The value of a JSON body; `NaN` and `Infinity` are taken, as many writers send them.
+
+    Raises:
+        RequestError: 400, with the place of the fault.
+
+    >>> parse_json(b'{"price": NaN}')
+    {'price': nan}
+    """
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        refusal = RequestError(
+            400,
+            "The body is no JSON.",
+            expected="one JSON object, in UTF-8",
+            found=error.msg if body.strip() else "an empty body",
+            where=f"line {error.lineno} column {error.colno} (character {error.pos})",
+            fix="Send a body as /docs shows it.",
+        )
+    constants: list[str] = []
+
+    def constant(name: str) -> float:
+        constants.append(name)
+        return float(name.replace("Infinity", "inf"))
+
+    try:
+        value = json.loads(body, parse_constant=constant)
+        if not constants:
+            raise refusal
+        orjson.dumps(value)  # refuses what is no Unicode or no 64-bit integer, as loads does
+    except (ValueError, RecursionError, TypeError):
+        raise refusal from None
+    return value

@@ -1,0 +1,361 @@
+"""Examples on disk into batches: Parquet row groups, decoded once into packed matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from recsys.errors import UserError
+from recsys.packing import Packing
+from recsys.schema import REQUEST_KEY, USER_KEY, label_column, model_inputs, slice_column
+from recsys.spec.records import Spec
+from training.order import Plan, ShardOrder, thin_negatives
+
+MEMORY_LIMIT = 2 << 30
+"""Bytes of a worker's decoded rows that are held in memory; more goes to mapped files."""
+
+CHUNK = 32_768
+"""Rows that are handed to tf.data at once, then cut into batches there."""
+
+SPLITS = ("train", "validation", "test")
+_REBUILD = "Build the features again: recsys features SPEC --input IN --output FEATURES"
+
+
+@dataclass(frozen=True)
+class Split:
+    """The examples files of one split, in order.
+
+    Attributes:
+        name: train, validation or test.
+        files: Path and rows of each file.
+        has_request: Whether the files have a request key.
+    """
+
+    name: str
+    files: tuple[tuple[Path, int], ...]
+    has_request: bool
+
+    @property
+    def rows(self) -> int:
+        """Rows of all files."""
+        return sum(rows for _, rows in self.files)
+
+    @property
+    def group_column(self) -> str:
+        """The column that tells requests apart (users, where there are no requests)."""
+        return REQUEST_KEY if self.has_request else USER_KEY
+
+
+def open_split(spec: Spec, features: str | Path, name: str) -> Split:
+    """Find a split's files and check their columns, reading no rows.
+
+    Raises:
+        UserError: There is no such split, a file is damaged, or its columns are not those of
+            the spec.
+    """
+    if name not in SPLITS:
+        raise UserError("There is no such split.", expected=", ".join(SPLITS), found=name)
+    folder = Path(features) / "examples" / name
+    files, has_request = [], True
+    for path in sorted(folder.glob("*.parquet")):
+        with _reading(path):
+            file = pq.ParquetFile(path)
+            schema, rows = file.schema_arrow, file.metadata.num_rows
+            file.close()
+        _check_columns(spec, path, schema)
+        has_request &= REQUEST_KEY in schema.names
+        files.append((path, rows))
+    if not files:
+        raise UserError(
+            "There are no examples of this split.", where=str(folder),
+            expected="part-*.parquet", found="no such file", fix=_REBUILD,
+        )
+    return Split(name, tuple(files), has_request)
+
+
+def _check_columns(spec: Spec, path: Path, schema: pa.Schema) -> None:
+    expected: dict[str, tuple[str, int]] = {
+        item.name: ("integer" if item.kind in ("id", "ids") else "float",
+                    item.length if item.kind in ("ids", "numbers") else 0)
+        for item in model_inputs(spec)
+    }
+    expected |= {label_column(task.name): ("float", 0) for task in spec.tasks}
+    expected |= {name: ("string", 0) for name in
+                 (USER_KEY, *map(slice_column, spec.evaluate.slices))}
+    missing = [name for name in expected if name not in schema.names]
+    if missing:
+        raise UserError(
+            "An examples file lacks columns of the spec.", where=str(path),
+            expected=", ".join(missing), found=", ".join(schema.names), fix=_REBUILD,
+        )
+    tests = {"integer": pa.types.is_integer, "float": pa.types.is_floating,
+             "string": lambda t: pa.types.is_string(t) or pa.types.is_large_string(t)
+             or pa.types.is_dictionary(t)}
+    for name, (kind, length) in expected.items():
+        found = schema.field(name).type
+        inner = found
+        if length:
+            lists = pa.types.is_fixed_size_list(found) and found.list_size == length
+            inner = found.value_type if lists else pa.null()
+        if not tests[kind](inner):
+            raise UserError(
+                f"Column `{name}` of an examples file has another type than the spec says.",
+                where=str(path), found=str(found), fix=_REBUILD,
+                expected=f"fixed_size_list of {length} {kind}" if length else kind,
+            )
+
+
+class _reading:  # noqa: N801  (a context manager that reads as a verb)
+    """Turns Arrow's faults while reading a file into a `UserError` that names the file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, pa.ArrowException | OSError):
+            raise UserError(
+                "An examples file is damaged.", where=str(self._path),
+                expected="a Parquet file", found=str(error).splitlines()[0], fix=_REBUILD,
+            ) from error
+
+
+def read_columns(
+    split: Split, columns: Sequence[str], start: int = 0, stop: int | None = None
+) -> Iterator[tuple[int, pa.Table]]:
+    """Columns of rows `start` to `stop` of a split, a row group at a time.
+
+    Yields:
+        The number of the first row, and the rows.
+    """
+    stop = split.rows if stop is None else stop
+    first = 0
+    for path, rows in split.files:
+        if first + rows <= start or first >= stop:
+            first += rows
+            continue
+        with _reading(path), pq.ParquetFile(path) as file:
+            at = first
+            for group in range(file.num_row_groups):
+                count = file.metadata.row_group(group).num_rows
+                low, high = max(start - at, 0), min(stop - at, count)
+                if low < high:
+                    table = file.read_row_group(group, columns=list(columns), use_threads=False)
+                    yield at + low, table.slice(low, high - low)
+                at += count
+        first += rows
+
+
+def to_numpy(table: pa.Table, name: str, where: str = "") -> NDArray[Any]:
+    """A column as [rows], or [rows, length] where it holds lists of fixed size."""
+    column = table.column(name).combine_chunks()
+    if isinstance(column, pa.ChunkedArray):
+        column = column.chunk(0) if column.num_chunks else pa.array([], column.type)
+    length = column.type.list_size if pa.types.is_fixed_size_list(column.type) else 0
+    values = column.flatten() if length else column
+    if column.null_count or values.null_count:
+        raise UserError(
+            f"Column `{name}` of the examples holds nulls.", where=where,
+            expected="a value in every row", found=f"{column.null_count} nulls", fix=_REBUILD,
+        )
+    array = values.to_numpy(zero_copy_only=False)
+    return array.reshape(-1, length) if length else array
+
+
+def hash_keys(table: pa.Table, name: str) -> NDArray[np.int64]:
+    """Stable 64-bit hashes of a column of keys, [rows]."""
+    from pandas.util import hash_array
+
+    encoded = table.column(name).combine_chunks().dictionary_encode()
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.unify_dictionaries().chunk(0)
+    keys = np.asarray(encoded.dictionary.to_pylist(), dtype=object)
+    hashes = hash_array(keys, categorize=False).view(np.int64) if keys.size else keys.astype(int)
+    return hashes[encoded.indices.to_numpy(zero_copy_only=False)]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Decoded rows: `ids` int32 [rows, ids], `numbers` float32 [rows, numbers], `labels`
+    float32 [rows, tasks], `groups` int64 [rows], `weights` float32 [rows]."""
+
+    ids: NDArray[np.int32]
+    numbers: NDArray[np.float32]
+    labels: NDArray[np.float32]
+    groups: NDArray[np.int64]
+    weights: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The arrays by name, as a batch has them."""
+        return {name: getattr(self, name) for name in
+                ("ids", "numbers", "labels", "groups", "weights")}
+
+
+def load_rows(
+    spec: Spec,
+    split: Split,
+    start: int = 0,
+    stop: int | None = None,
+    *,
+    kept: NDArray[np.int64] | None = None,
+    scratch: Path | None = None,
+    limit: int = MEMORY_LIMIT,
+) -> Rows:
+    """Decode rows `start` to `stop` of a split (of its `kept` rows, where given).
+
+    Args:
+        spec: The spec.
+        split: The split.
+        start: First row.
+        stop: First row that is not read; None for the end.
+        kept: Rows of the split that take part, in order; None for all. The negatives among
+            them weigh `1 / spec.train.negative_sampling`, so that losses stay unbiased.
+        scratch: Folder for mapped files, where the rows exceed `limit` bytes.
+        limit: Bytes to hold in memory.
+    """
+    packing = Packing.of(spec)
+    total = split.rows if kept is None else len(kept)
+    stop = total if stop is None else stop
+    count = stop - start
+    shapes: dict[str, tuple[tuple[int, ...], type]] = {
+        "ids": ((count, packing.ids_width), np.int32),
+        "numbers": ((count, packing.numbers_width), np.float32),
+        "labels": ((count, len(spec.tasks)), np.float32),
+        "groups": ((count,), np.int64),
+        "weights": ((count,), np.float32),
+    }
+    size = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in shapes.values())
+    arrays: dict[str, NDArray[Any]] = {
+        name: np.lib.format.open_memmap(scratch / f"{name}.npy", "w+", dtype, shape)
+        if scratch is not None and size > limit and np.prod(shape)
+        else np.empty(shape, dtype)
+        for name, (shape, dtype) in shapes.items()
+    }
+    first, last = start, stop
+    if kept is not None:
+        first, last = (int(kept[start]), int(kept[stop - 1]) + 1) if count else (0, 0)
+    inputs = [item.name for item in model_inputs(spec)]
+    labels = [label_column(task.name) for task in spec.tasks]
+    columns = [*inputs, *labels, split.group_column]
+    at, where = 0, f"examples/{split.name}"
+    for row, table in read_columns(split, columns, first, last):
+        if kept is not None:
+            low, high = np.searchsorted(kept, [row, row + len(table)])
+            low, high = max(int(low), start), min(int(high), stop)
+            table = table.take(pa.array(kept[low:high] - row))
+        to = at + len(table)
+        packed = packing.pack({name: to_numpy(table, name, where) for name in inputs})
+        arrays["ids"][at:to], arrays["numbers"][at:to] = packed["ids"], packed["numbers"]
+        for index, name in enumerate(labels):
+            arrays["labels"][at:to, index] = to_numpy(table, name, where)
+        arrays["groups"][at:to] = hash_keys(table, split.group_column)
+        at = to
+    arrays["weights"][:] = 1.0
+    if kept is not None:
+        negative = ~(arrays["labels"] > 0).any(axis=1)
+        arrays["weights"][negative] = 1.0 / spec.train.negative_sampling
+    return Rows(**arrays)
+
+
+def kept_rows(spec: Spec, split: Split) -> NDArray[np.int64] | None:
+    """Rows that remain when negatives are thinned by the spec; None where all do.
+
+    Every worker reads the labels of all rows for this, so that all agree without a word.
+    """
+    if spec.train.negative_sampling >= 1.0:
+        return None
+    labels = [label_column(task.name) for task in spec.tasks]
+    positive = [
+        np.any([to_numpy(table, name) > 0 for name in labels], axis=0)
+        for _, table in read_columns(split, labels)
+    ]
+    return thin_negatives(
+        np.concatenate(positive), spec.train.negative_sampling, spec.train.seed
+    )
+
+
+def chunks(
+    rows: Rows,
+    plan: Plan,
+    worker: int,
+    *,
+    seed: int,
+    epoch: int,
+    start: int = 0,
+    stop: int | None = None,
+    grouped: bool = False,
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """A worker's rows of batches `start` to `stop` of an epoch, some whole batches at a time.
+
+    Args:
+        rows: The worker's share of the rows.
+        plan: The plan.
+        worker: Which worker.
+        seed: Seed of the order.
+        epoch: Number of the epoch.
+        start: First batch.
+        stop: First batch that is left out; None for the epoch's end.
+        grouped: Keep rows of one group together.
+    """
+    offset = plan.share(worker)[0]
+    bounds = [plan.bounds(shard) for shard in plan.shards_of(worker)]
+    orders = [
+        ShardOrder(
+            high - low, seed=seed, epoch=epoch, shard=shard,
+            groups=rows.groups[low - offset : high - offset] if grouped else None,
+        )
+        for shard, (low, high) in zip(plan.shards_of(worker), bounds, strict=True)
+    ]
+    stop = plan.steps if stop is None else min(stop, plan.steps)
+    each = max(1, CHUNK // plan.worker_batch)
+    arrays = rows.arrays()
+    for step in range(start, stop, each):
+        until = min(step + each, stop)
+        # [shards, batches, take] turned to [batches, shards, take]: a batch is contiguous.
+        index = np.stack(
+            [
+                (order.rows(step * plan.take, until * plan.take) + (low - offset)).reshape(
+                    until - step, plan.take
+                )
+                for order, (low, _) in zip(orders, bounds, strict=True)
+            ],
+            axis=1,
+        ).reshape(-1)
+        yield {name: np.take(array, index, axis=0) for name, array in arrays.items()}
+
+
+def dataset(rows: Rows, plan: Plan, worker: int, **options: Any) -> Any:
+    """`chunks` as a `tf.data.Dataset` of batches, [worker_batch, ...] each, prefetched."""
+    import tensorflow as tf
+
+    signature = {
+        name: tf.TensorSpec((None, *array.shape[1:]), array.dtype)
+        for name, array in rows.arrays().items()
+    }
+    data = tf.data.Dataset.from_generator(
+        lambda: chunks(rows, plan, worker, **options), output_signature=signature
+    )
+    settings = tf.data.Options()
+    settings.experimental_distribute.auto_shard_policy = (
+        tf.data.experimental.AutoShardPolicy.OFF
+    )
+    settings.autotune.enabled = False
+    settings.deterministic = True
+    return (
+        data.prefetch(1)
+        .rebatch(plan.worker_batch, drop_remainder=True)
+        .prefetch(8)
+        .with_options(settings)
+    )

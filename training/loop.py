@@ -1,0 +1,318 @@
+"""The training loop of one worker: epochs, validation, early stopping, checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recsys.artifacts import read_manifest, write_json
+from recsys.errors import UserError
+from recsys.spec.records import Spec
+from training.checkpoints import Position, Store
+from training.debug import NotFinite, first_bad_layer, watched_layers
+from training.input import Rows, chunks, dataset, kept_rows, load_rows, open_split
+from training.order import Plan, make_plan
+from training.progress import Progress, silent
+from training.scoring import score_rows, validate
+
+LOOK_EVERY = 50
+"""Steps between looks at the losses: each look waits for the device, and for all workers."""
+
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker of a run is told.
+
+    Attributes:
+        spec: The spec.
+        features: The features folder.
+        run: The run folder.
+        eager: Run each step eagerly, with shapes and finite values checked by layer.
+    """
+
+    spec: Spec
+    features: Path
+    run: Path
+    eager: bool = False
+
+
+@dataclass
+class Fitted:
+    """A trained model (with the best epoch's weights), and how it came about."""
+
+    model: Any
+    position: Position
+    labels: Any
+    logits: Any
+
+
+Report = Callable[[dict[str, Any], Path | None], None]
+"""Called by every worker at each checkpoint, with metrics and the checkpoint's folder."""
+
+
+def fit(
+    job: Job,
+    *,
+    strategy: Any = None,
+    worker: int = 0,
+    workers: int = 1,
+    progress: Progress = silent,
+    report: Report | None = None,
+) -> Any:
+    """Train, from the newest checkpoint where there is one.
+
+    Args:
+        job: What to train.
+        strategy: The distribution strategy; None for the default one.
+        worker: Which worker this is; the first writes checkpoints and logs.
+        workers: How many there are.
+        progress: Told of every look.
+        report: Told of every checkpoint.
+
+    Returns:
+        The model, with the weights of the last step.
+
+    Raises:
+        UserError: The examples are unfit, or the loss is not finite.
+    """
+    import tensorflow as tf
+
+    with tempfile.TemporaryDirectory(prefix=".rows-", dir=job.run) as scratch:
+        loop = _Loop(job, strategy or tf.distribute.get_strategy(), worker, workers, progress,
+                     report, Path(scratch))
+        return loop.run()
+
+
+class _Loop:
+    def __init__(
+        self, job: Job, strategy: Any, worker: int, workers: int, progress: Progress,
+        report: Report | None, scratch: Path,
+    ) -> None:
+        import tensorflow as tf
+
+        from recsys.model import build
+
+        self._job, self._spec, self._strategy = job, job.spec, strategy
+        self._worker, self._workers, self._chief = worker, workers, worker == 0
+        self._progress, self._report = progress, report
+        progress("read", 0, 1, "reading examples")
+        self._plan, self._rows, self._validation = _read(job, worker, workers, scratch)
+        progress("build", 0, 1, "building the model")
+        tables = read_manifest(job.features, "features")["tables"]
+        with strategy.scope():
+            self._model = build(self._spec, tables)
+        self._store = Store(job.run / CHECKPOINTS)
+        self._step = self._step_function()
+        self._sum = _summer(strategy)
+        self._writers = {
+            name: tf.summary.create_file_writer(str(job.run / "logs" / name))
+            for name in ("train", "validation") if self._chief
+        }
+
+    def run(self) -> Any:
+        position = self._store.restore_latest(self._model, warn=self._warn)
+        limit = self._spec.train.max_steps
+        total = self._spec.train.epochs * self._plan.steps
+        self._total = total if limit is None else min(total, limit)
+        with self._debugging():
+            while not position.ended:
+                position = self._epoch(position)
+        for writer in self._writers.values():
+            writer.close()
+        return self._model
+
+    def _epoch(self, position: Position) -> Position:
+        plan, spec = self._plan, self._spec
+        stop = min(plan.steps, position.batch + self._total - position.step)
+        data = iter(dataset(
+            self._rows, plan, self._worker, seed=spec.train.seed, epoch=position.epoch,
+            start=position.batch, stop=stop, grouped=any(task.ranking for task in spec.tasks),
+        ))
+        pending: list[dict[str, Any]] = []
+        seen: list[dict[str, float]] = []
+        every = spec.train.checkpoint_every
+        while position.batch < stop:
+            pending.append(self._step(data))
+            position = replace(position, batch=position.batch + 1, step=position.step + 1)
+            due = every is not None and position.step % every == 0 and position.batch < stop
+            if len(pending) == LOOK_EVERY or position.batch == stop or due:
+                seen.append(self._look(pending, position))
+                pending.clear()
+            if due:
+                self._save(position, {"step": position.step})
+        return self._end_epoch(position, seen)
+
+    def _look(self, pending: list[dict[str, Any]], position: Position) -> dict[str, float]:
+        names = sorted(pending[0])
+        values = np.array([[float(logs[name]) for name in names] for logs in pending])
+        finite = np.isfinite(values).all(axis=1)
+        first = len(pending) if finite.all() else int(np.argmin(finite))
+        means = np.where(np.isfinite(values), values, 0.0).mean(axis=0)
+        # One collective tells all workers of all: they stop together, or go on together.
+        bad = np.zeros(LOOK_EVERY + 1)
+        bad[first] = float(first < len(pending))
+        totals = self._sum(np.concatenate([means, bad]).astype(np.float32))
+        bad = totals[len(names):]
+        if bad.any():
+            self._fail(int(np.argmax(bad > 0)) - len(pending), position, first < len(pending))
+        logs = dict(zip(names, (totals[: len(names)] / self._workers).tolist(), strict=True))
+        self._write("train", position.step, logs)
+        self._progress("train", position.step, self._total,
+                       f"epoch {position.epoch + 1}, loss {logs['loss']:.4f}")
+        return {**logs, "steps": float(len(pending))}
+
+    def _fail(self, back: int, position: Position, mine: bool) -> None:
+        batch, step = position.batch + back, position.step + back
+        where = f"epoch {position.epoch + 1}, batch {batch}, step {step}"
+        if mine:
+            found = next(chunks(
+                self._rows, self._plan, self._worker, seed=self._spec.train.seed,
+                epoch=position.epoch, start=batch, stop=batch + 1,
+                grouped=any(task.ranking for task in self._spec.tasks),
+            ))
+            layer = first_bad_layer(self._model, found)
+            where += f", layer {layer}" if layer else ", in the loss (all layers are finite)"
+        raise UserError(
+            "Training stopped: the loss is not finite.", where=where,
+            expected="a finite loss", found="NaN or infinity",
+            fix=f"The last good checkpoint is kept in {self._store.folder}. Lower "
+            "train.dense_learning_rate or train.table_learning_rate, or run with --eager to "
+            "stop at the first layer.",
+        )
+
+    def _end_epoch(self, position: Position, seen: list[dict[str, float]]) -> Position:
+        spec = self._spec
+        self._progress("validate", position.step, self._total, f"epoch {position.epoch + 1}")
+        own = np.concatenate(
+            [score_rows(self._model, self._validation), self._validation.labels], axis=1
+        )
+        both = _gather(self._strategy, own)
+        logits, labels = both[:, : len(spec.tasks)], both[:, len(spec.tasks) :]
+        score, metrics = validate(spec, labels, logits)
+        weights = [logs["steps"] for logs in seen]
+        train = {
+            name: float(np.average([logs[name] for logs in seen], weights=weights))
+            for name in (seen[0] if seen else {}) if name != "steps"
+        }
+        record = {"epoch": position.epoch, "step": position.step, "score": score,
+                  "train": train, "validation": metrics}
+        better = position.best is None or score > position.best["score"]
+        over = position.step >= self._total
+        position = replace(
+            position,
+            epoch=position.epoch + 1,
+            batch=0,
+            history=[*position.history, record],
+            stale=0 if better else position.stale + 1,
+        )
+        patience = spec.train.early_stopping.patience
+        position = replace(
+            position,
+            ended=over or position.epoch >= spec.train.epochs or position.stale >= patience,
+        )
+        flat = {f"{metric}/{task}": value for task, values in metrics.items()
+                for metric, value in values.items() if metric not in ("rows", "positives")}
+        self._write("validation", position.step, {"score": score, **flat})
+        position = self._save(position, {"score": score, "epoch": record["epoch"]},
+                              best_score=score if better else None)
+        shown = ", ".join(f"{name} AUC {values['auc']:.4f}" for name, values in metrics.items()
+                          if values.get("auc") is not None)
+        self._progress("validate", position.step, self._total, f"epoch {position.epoch}: {shown}")
+        return position
+
+    def _save(
+        self, position: Position, metrics: dict[str, Any], best_score: float | None = None
+    ) -> Position:
+        path = self._store.folder / f"step-{position.step:08d}"
+        if self._chief:
+            position = self._store.save(self._model, position, best_score=best_score)
+            write_json(self._job.run / "history.json", position.history)
+        elif best_score is not None:
+            position = replace(position, best={"checkpoint": path.name, "score": best_score,
+                                               "epoch": len(position.history) - 1})
+        if self._report is not None:
+            self._report(metrics, path if self._chief else None)
+        return position
+
+    def _step_function(self) -> Callable[[Any], dict[str, Any]]:
+        import tensorflow as tf
+
+        model, strategy = self._model, self._strategy
+
+        def step(batches: Any) -> dict[str, Any]:
+            return strategy.run(model.train_step, args=(next(batches),))
+
+        return step if self._job.eager else tf.function(step, reduce_retracing=True)
+
+    @contextlib.contextmanager
+    def _debugging(self) -> Any:
+        if not self._job.eager:
+            yield
+            return
+        try:
+            with watched_layers(self._model, self._job.run / "logs" / "shapes.txt"):
+                yield
+        except NotFinite as error:
+            error.fix = f"The last good checkpoint is kept in {self._store.folder}."
+            raise
+
+    def _write(self, split: str, step: int, values: dict[str, Any]) -> None:
+        import tensorflow as tf
+
+        if self._chief:
+            with self._writers[split].as_default(step):
+                for name, value in values.items():
+                    if value is not None:
+                        tf.summary.scalar(name, value)
+            self._writers[split].flush()
+
+    def _warn(self, text: str) -> None:
+        self._progress("warning", 0, 1, text)
+
+
+def _read(job: Job, worker: int, workers: int, scratch: Path) -> tuple[Plan, Rows, Rows]:
+    train = open_split(job.spec, job.features, "train")
+    kept = kept_rows(job.spec, train)
+    plan = make_plan(
+        train.rows if kept is None else len(kept), job.spec.train.batch_size, workers
+    )
+    rows = load_rows(job.spec, train, *plan.share(worker), kept=kept, scratch=scratch)
+    split = open_split(job.spec, job.features, "validation")
+    low, high = (split.rows * n // workers for n in (worker, worker + 1))
+    return plan, rows, load_rows(job.spec, split, low, high)
+
+
+def _summer(strategy: Any) -> Callable[[Any], Any]:
+    """Sums a float32 vector over the workers."""
+    import tensorflow as tf
+
+    if strategy.num_replicas_in_sync == 1:
+        return lambda values: values
+
+    def add(values: Any) -> Any:
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
+
+    compiled = tf.function(lambda values: strategy.run(add, args=(values,)))
+    return lambda values: compiled(tf.constant(values)).numpy()
+
+
+def _gather(strategy: Any, values: Any) -> Any:
+    """All workers' rows [rows, width], in the order of the workers."""
+    import tensorflow as tf
+
+    if strategy.num_replicas_in_sync == 1:
+        return values
+
+    def gather(part: Any) -> Any:
+        return tf.distribute.get_replica_context().all_gather(part, axis=0)
+
+    compiled = tf.function(lambda part: strategy.run(gather, args=(part,)))
+    return compiled(tf.constant(values)).numpy()

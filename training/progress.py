@@ -1,0 +1,81 @@
+"""Progress of a run: from each worker to a small file, and from there to whoever asks."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from recsys.artifacts import write_text
+
+Progress = Callable[[str, int, int, str], None]
+"""Called with stage, done, total, and a few words."""
+
+FOLDER = ".progress"
+_INTERVAL_S = 0.3
+
+
+def silent(stage: str, done: int, total: int, text: str) -> None:
+    """Tells nobody."""
+
+
+class ProgressFile:
+    """A worker's progress as `RUN/.progress/worker-<rank>.json`, replaced a few times a second.
+
+    Beside the stage it holds the worker's process id.
+    """
+
+    def __init__(self, run: Path, rank: int) -> None:
+        self._path = progress_path(run, rank)
+        self._last, self._stage = 0.0, ""
+
+    def __call__(self, stage: str, done: int, total: int, text: str) -> None:
+        now = time.monotonic()
+        if stage == self._stage and done < total and now - self._last < _INTERVAL_S:
+            return
+        self._last, self._stage = now, stage
+        record = {"stage": stage, "done": done, "total": total, "text": text, "pid": os.getpid()}
+        write_text(self._path, json.dumps(record))
+
+
+def progress_path(run: Path, rank: int) -> Path:
+    """Where a worker's progress lies."""
+    return run / FOLDER / f"worker-{rank}.json"
+
+
+def read_progress(run: Path, rank: int = 0) -> dict[str, Any] | None:
+    """A worker's last progress, or None before its first."""
+    try:
+        return json.loads(progress_path(run, rank).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+@contextmanager
+def relayed(run: Path, progress: Progress) -> Iterator[None]:
+    """Within the block, the first worker's progress file is passed on to `progress`."""
+    ended = threading.Event()
+
+    def relay() -> None:
+        last: dict[str, Any] | None = None
+        while True:
+            over = ended.wait(_INTERVAL_S)
+            record = read_progress(run)
+            if record is not None and record != last:
+                last = record
+                progress(record["stage"], record["done"], record["total"], record["text"])
+            if over:
+                return
+
+    thread = threading.Thread(target=relay, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
