@@ -117,16 +117,17 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON whole or not at all; not-a-number is written as null."""
-    write_text(path, json.dumps(_finite(value), indent=1) + "\n")
+    write_text(path, json.dumps(finite(value), indent=1) + "\n")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The value with every float that JSON cannot hold replaced by None."""
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value
 
 
@@ -138,8 +139,13 @@ def read_json(path: str | Path) -> Any:
     except FileNotFoundError:
         raise UserError("A file is missing.", where=str(path)) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError("A file is damaged.", where=str(path), expected="JSON", found=str(error),
-                        fix="Build this artifact again.") from None
+        raise UserError(
+            "A file is damaged.",
+            where=str(path),
+            expected="JSON",
+            found=str(error),
+            fix="Build this artifact again.",
+        ) from None
 
 
 def write_manifest(

@@ -125,8 +125,9 @@ class RankingModel(tfrs.Model):
                 layer for layer in network.sharing.submodules if isinstance(layer, GatedDense)
             ]
             width = self.spec.model.shared[-1]
-            shared += [v for layer in layers if layer.units == width for v in
-                       layer.trainable_variables]
+            shared += [
+                v for layer in layers if layer.units == width for v in layer.trainable_variables
+            ]
         return shared
 
     @tf.function(reduce_retracing=True)
@@ -198,8 +199,9 @@ class _LossScale(tf.Module):
         return self._scale.read_value()
 
     def unscale(self, gradients: list[Any]) -> list[Any]:
-        values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients
-                  if g is not None]
+        values = [
+            g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients if g is not None
+        ]
         finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(v)) for v in values])
         # Every replica must agree, or their weights would part.
         context = tf.distribute.get_replica_context()
@@ -217,7 +219,8 @@ class _LossScale(tf.Module):
             return tf.where(finite, value / tf.cast(scale, value.dtype), tf.zeros_like(value))
 
         return [
-            g if g is None
+            g
+            if g is None
             else tf.IndexedSlices(undo(g.values), g.indices, g.dense_shape)
             if isinstance(g, tf.IndexedSlices)
             else undo(g)

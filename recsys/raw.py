@@ -65,8 +65,13 @@ def _text(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
     elif pa.types.is_floating(kind):
         numbers = values.to_numpy(zero_copy_only=False).astype(np.float64)
         whole = np.isfinite(numbers) & (numbers == np.floor(numbers)) & (np.abs(numbers) < 2**53)
-        text = np.array([f"{n:.0f}" if w else f"{n!r}" for n, w in zip(
-            numbers.tolist(), whole.tolist(), strict=True)], dtype=object)
+        text = np.array(
+            [
+                f"{n:.0f}" if w else f"{n!r}"
+                for n, w in zip(numbers.tolist(), whole.tolist(), strict=True)
+            ],
+            dtype=object,
+        )
         text[np.isnan(numbers)] = ""
         return pa.array(text, pa.string()), bad | np.isinf(numbers)
     elif pa.types.is_nested(kind):
@@ -136,8 +141,9 @@ def canonical_values(values: list[Any], column: RawColumn) -> tuple[np.ndarray, 
         if array is not None:
             result, bad = canonical(array, column)
             return _to_numpy(result, column), bad
-    pieces = [canonical_values([value], column) if _arrow_takes(value) else None
-              for value in values]
+    pieces = [
+        canonical_values([value], column) if _arrow_takes(value) else None for value in values
+    ]
     flat = [column.default if piece is None else piece[0][0] for piece in pieces]
     bad = np.array([piece is None or bool(piece[1][0]) for piece in pieces], dtype=bool)
     return np.array(flat, dtype=object if column.dtype == "string" else np.float32), bad

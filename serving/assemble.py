@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serving.columns import id_columns
+from serving.columns import counted_by, id_columns
 from serving.contract import Contract, RankRequest
 from serving.store import FeatureStore
 
@@ -35,7 +35,7 @@ class Assembler:
         self.contract = contract
         self.store = store
         self._ids = {owner: id_columns(contract.spec, owner) for owner in ("user", "item")}
-        self._counters = store.counters()
+        self._counted_by = counted_by(contract.spec)
 
     def __call__(self, request: RankRequest) -> Assembled:
         rows = len(request.keys)
@@ -74,11 +74,26 @@ class Assembler:
                 columns[name][unknown] = keys
 
     def _fill_counters(self, columns: dict[str, np.ndarray], request: RankRequest) -> None:
-        for name, by in self._counters.items():
+        keys = self.contract.spec.data.keys
+        for name, by in self._counted_by.items():
             if name in request.user or name in request.context:
                 continue
-            counted = self.store.count(name, [columns[column] for column in by])
+            values = []
+            for column in by:
+                if column in columns:
+                    values.append(columns[column])
+                elif column == keys.item:
+                    values.append(np.array(request.keys, dtype=object))
+                elif column == keys.user:
+                    values.append(_repeated(request.user_key or "", request))
+                else:
+                    values.append(_repeated(request.context.get(column, ""), request))
+            counted = self.store.count(name, values)
             if name in request.items:
                 positions, found = request.items[name]
                 counted[positions] = found
             columns[name] = counted
+
+
+def _repeated(value: str, request: RankRequest) -> np.ndarray:
+    return np.full(len(request.keys), value, dtype=object)

@@ -10,6 +10,7 @@ import numpy as np
 from recsys.raw import canonical_values
 from recsys.schema import LIST_SEPARATOR, RawColumn, raw_columns
 from recsys.spec import Spec
+from recsys.spec.records import Counter
 
 
 def separators(spec: Spec) -> dict[str, str]:
@@ -87,3 +88,25 @@ def id_columns(spec: Spec, owner: str) -> tuple[str, ...]:
         for column in raw_columns(spec)
         if column.owner == owner and column.name in names and column.dtype == "string"
     )
+
+
+def counted_by(spec: Spec) -> dict[str, tuple[str, ...]]:
+    """The counter columns, each with the raw columns (or key columns) that it counts by."""
+    sources = {
+        feature.name: feature.raw
+        for feature in spec.features
+        if feature.encode.kind not in ("counter", "history")
+    }
+    return {
+        feature.name: tuple(sources.get(name, name) for name in feature.encode.by)
+        for feature in spec.features
+        if isinstance(feature.encode, Counter)
+    }
+
+
+def context_only(spec: Spec) -> tuple[RawColumn, ...]:
+    """Columns of the impressions that counters count by and that no feature reads."""
+    known = {column.name for column in raw_columns(spec)}
+    known |= {spec.data.keys.user, spec.data.keys.item}
+    names = dict.fromkeys(name for by in counted_by(spec).values() for name in by)
+    return tuple(RawColumn(name, "string", "context") for name in names if name not in known)

@@ -30,7 +30,7 @@ from pydantic_core import PydanticCustomError
 
 from recsys.schema import RawColumn, output_names, raw_columns
 from recsys.spec import Spec
-from serving.columns import canonical_column, id_columns, separators
+from serving.columns import canonical_column, context_only, id_columns, separators
 from serving.faults import BodyFault, RequestError
 
 Given = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -90,7 +90,7 @@ class Contract:
         self.outputs = output_names(spec)
         self.separators = separators(spec)
         self.by_owner: dict[str, dict[str, RawColumn]] = {"user": {}, "item": {}, "context": {}}
-        for column in self.columns:
+        for column in (*self.columns, *context_only(spec)):
             self.by_owner[column.owner][column.name] = column
         user = create_model(
             "User",

@@ -43,12 +43,8 @@ class FeatureStore(Protocol):
         """Rows of the `user` or `item` table, in the order of the keys."""
         ...
 
-    def counters(self) -> dict[str, tuple[str, ...]]:
-        """The counter columns, each with the raw columns that it is counted by."""
-        ...
-
     def count(self, counter: str, by: Sequence[np.ndarray]) -> np.ndarray:
-        """Values of a counter, float32 [rows], by its columns' raw values, each [rows]."""
+        """Values of a counter, float32 [rows], by the values [rows] of each column `by`."""
         ...
 
 
@@ -82,7 +78,6 @@ class _Table:
 
 @dataclass(frozen=True)
 class _Counter:
-    by: tuple[str, ...]
     values: dict[tuple[str, ...], float]
     default: float
 
@@ -133,12 +128,8 @@ class LocalStore:
         columns = {name: column.take(rows) for name, column in table.columns.items()}
         return Rows(columns, rows >= 0)
 
-    def counters(self) -> dict[str, tuple[str, ...]]:
-        """The counter columns, each with the raw columns that it is counted by."""
-        return {name: counter.by for name, counter in self._counters.items()}
-
     def count(self, counter: str, by: Sequence[np.ndarray]) -> np.ndarray:
-        """Values of a counter, float32 [rows], by its columns' raw values, each [rows]."""
+        """Values of a counter, float32 [rows], by the values [rows] of each column `by`."""
         table = self._counters[counter]
         find, default = table.values.get, table.default
         keys = zip(*(_texts(values) for values in by), strict=True)
@@ -148,17 +139,12 @@ class LocalStore:
         path = self.folder / "tables" / f"counter-{name}.parquet"
         table = read_table(path)
         facts = (self.manifest.get("counters") or {}).get(name) or {}
-        by = tuple(facts.get("by") or encode.by)
-        # Files may name the key columns by position (b0, b1) or as the spec does.
-        names = [column if column in table.column_names else f"b{position}"
-                 for position, column in enumerate(by)]
-        _require(table, [*names, VALUE], path)
+        _require(table, [*encode.by, VALUE], path)
         keys = [_canonical(table, column, RawColumn(column, "string", "item"), path).to_pylist()
-                for column in names]
+                for column in encode.by]
         values = _canonical(table, VALUE, RawColumn(VALUE, "float32", "item"), path).to_pylist()
         default = facts.get("default")
         return _Counter(
-            by,
             dict(zip(zip(*keys, strict=True), values, strict=True)),
             float("nan") if default is None else float(default),
         )

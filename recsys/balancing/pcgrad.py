@@ -91,9 +91,9 @@ class PCGrad(Balancer):
         combined: dict[tf.Variable, Gradient] = {}
         for k, variable in zip(dense, projected, strict=True):
             parts = [
-                tf.cast(c, grads[k].dtype) * grads[k]
+                tf.cast(c, gradient.dtype) * gradient
                 for c, grads in zip(coefficients, per_task, strict=True)
-                if grads[k] is not None
+                if (gradient := grads[k]) is not None
             ]
             combined[variable.ref()] = tf.add_n(parts)
         rest = [v for v in all_variables if v.ref() not in combined]

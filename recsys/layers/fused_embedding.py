@@ -10,6 +10,7 @@ import tf_keras
 
 from recsys.layers.checks import require_integer, require_positive, require_rank
 from recsys.layers.hashing import hash_rows
+from recsys.layers.precision import read_weight
 
 # Row of the variable that padding points at. It holds zeros and is never trained.
 PADDING_ROW = 0
@@ -305,7 +306,7 @@ class FusedEmbedding(tf_keras.layers.Layer):
         return found
 
     def _project(self, rows: tf.Tensor, table: Any) -> tf.Tensor:
-        projection = tf.cast(self.projection, self.compute_dtype)
+        projection = read_weight(self.projection, self.compute_dtype)
         if not isinstance(table, str):
             each = tf.gather(projection, [self._place(t)[0] for t in table])
             return tf.einsum("bfd,fdo->bfo", rows, each)

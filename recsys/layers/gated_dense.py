@@ -8,6 +8,7 @@ import tensorflow as tf
 import tf_keras
 
 from recsys.layers.checks import require_floating, require_known_axis, require_positive
+from recsys.layers.precision import read_weight
 
 
 def gated_dense(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, activation: Any) -> tf.Tensor:
@@ -81,8 +82,8 @@ class GatedDense(tf_keras.layers.Layer):
                 f"GatedDense requires `x` of shape [..., in] (rank 2 or more), "
                 f"but received shape {x.shape}."
             )
-        kernel = tf.cast(self.kernel, self.compute_dtype)
-        bias = tf.cast(self.bias, self.compute_dtype)
+        kernel = read_weight(self.kernel, self.compute_dtype)
+        bias = read_weight(self.bias, self.compute_dtype)
         if x.shape.rank == 2:
             return gated_dense(x, kernel, bias, self.activation)
         # One product of two matrices: a batched product would also sum its kernel gradient

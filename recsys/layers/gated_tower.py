@@ -10,6 +10,7 @@ import tf_keras
 
 from recsys.layers.checks import require_floating, require_rank
 from recsys.layers.gated_dense import GatedDense, gated_dense
+from recsys.layers.precision import read_weight
 from recsys.layers.randomness import check_rate, fold_in, seed_for
 
 
@@ -91,8 +92,8 @@ class GatedTower(tf_keras.layers.Layer):
                 forward = tf.recompute_grad(forward)
             x = forward(
                 x,
-                tf.cast(block.kernel, self.compute_dtype),
-                tf.cast(block.bias, self.compute_dtype),
+                read_weight(block.kernel, self.compute_dtype),
+                read_weight(block.bias, self.compute_dtype),
             )
         return x
 

@@ -13,7 +13,7 @@ from recsys.layers.checks import (
     require_positive,
     require_rank,
 )
-from recsys.layers.target_attention import masked_softmax
+from recsys.layers.precision import masked_softmax, read_weight
 
 
 @tf_keras.utils.register_keras_serializable(package="recsys")
@@ -101,7 +101,7 @@ class LocalSelfAttention(tf_keras.layers.Layer):
 
         forward = tf.recompute_grad(attend) if self.recompute and training else attend
         weights = [
-            tf.cast(w, self.compute_dtype)
+            read_weight(w, self.compute_dtype)
             for w in (self.kernel_in, self.kernel_out, self.bias_out)
         ]
         output = forward(x, *weights)

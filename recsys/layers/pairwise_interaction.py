@@ -8,6 +8,7 @@ import tensorflow as tf
 import tf_keras
 
 from recsys.layers.checks import require_floating, require_rank
+from recsys.layers.precision import at_least_float32
 
 
 @tf_keras.utils.register_keras_serializable(package="recsys")
@@ -32,8 +33,7 @@ class PairwiseInteraction(tf_keras.layers.Layer):
     def call(self, embeddings: tf.Tensor) -> tf.Tensor:
         v = require_floating("PairwiseInteraction", "embeddings", embeddings)
         require_rank("PairwiseInteraction", "embeddings", v.shape, "[batch, fields, dim]")
-        if v.dtype.size < 4:
-            v = tf.cast(v, tf.float32)
+        v = at_least_float32(v)
         total = tf.reduce_sum(v, axis=1)
         pairs = 0.5 * (tf.square(total) - tf.reduce_sum(tf.square(v), axis=1))
         return tf.cast(pairs, self.compute_dtype)

@@ -13,6 +13,7 @@ from recsys.layers.checks import (
     require_positive,
     require_rank,
 )
+from recsys.layers.precision import read_weight
 
 
 def encode_piecewise_linear(values: tf.Tensor, edges: Any) -> tf.Tensor:
@@ -92,9 +93,9 @@ class PiecewiseLinearEmbedding(tf_keras.layers.Layer):
         require_rank(
             "PiecewiseLinearEmbedding", "encodings", encodings.shape, "[batch, features, bins]"
         )
-        kernel = tf.cast(self.kernel, self.compute_dtype)
+        kernel = read_weight(self.kernel, self.compute_dtype)
         linear = tf.einsum("bft,ftd->bfd", encodings, kernel)
-        return self.activation(linear + tf.cast(self.bias, self.compute_dtype))
+        return self.activation(linear + read_weight(self.bias, self.compute_dtype))
 
     def compute_output_shape(self, input_shape: Any) -> tf.TensorShape:
         return tf.TensorShape(input_shape)[:2].concatenate([self.dim])

@@ -9,6 +9,7 @@ import tensorflow as tf
 import tf_keras
 
 from recsys.layers.checks import require_integer, require_positive, require_rank
+from recsys.layers.precision import read_weight
 
 
 @tf_keras.utils.register_keras_serializable(package="recsys")
@@ -38,7 +39,7 @@ class PositionTower(tf_keras.layers.Layer):
       neutral: overrides ``not training`` where given: ``False`` asks for the logits of
         the positions outside training as well.
 
-    Output: a dictionary of float32 ``[batch]`` by task name.
+    Output: a dictionary of ``[batch]`` by task name, in the variable dtype (float32).
 
     Raises:
       ValueError: positions that are not an integer vector, or arguments out of range.
@@ -88,15 +89,20 @@ class PositionTower(tf_keras.layers.Layer):
         if neutral is None:
             neutral = not training
         if neutral:
-            zeros = tf.zeros(tf.shape(positions), tf.float32)
+            zeros = tf.zeros(tf.shape(positions), self._exact_dtype)
             return {task: zeros for task in self.tasks}
-        logits = tf.cast(self.logits, tf.float32)
+        logits = read_weight(self.logits, self._exact_dtype)
         if self.frequencies is not None:
-            shares = tf.constant(self.frequencies) / sum(self.frequencies)
-            logits -= tf.linalg.matvec(logits, shares, transpose_a=True)
-        known = tf.cast(positions >= 0, tf.float32)
+            shares = tf.constant(self.frequencies, logits.dtype) / sum(self.frequencies)
+            logits = logits - tf.linalg.matvec(logits, shares, transpose_a=True)
+        known = tf.cast(positions >= 0, logits.dtype)
         found = tf.gather(logits, tf.clip_by_value(positions, 0, self.buckets - 1))
         return {task: found[:, index] * known for index, task in enumerate(self.tasks)}
+
+    @property
+    def _exact_dtype(self) -> tf.DType:
+        # Logits that are summed with others stay exact under mixed precision.
+        return tf.as_dtype(self.variable_dtype)
 
     def get_config(self) -> dict[str, Any]:
         return {

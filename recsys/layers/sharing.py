@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import tensorflow as tf
@@ -10,6 +11,7 @@ import tf_keras
 
 from recsys.layers.checks import require_floating, require_positive, require_rank
 from recsys.layers.gated_tower import GatedTower
+from recsys.layers.precision import masked_softmax
 from recsys.layers.randomness import check_rate, fold_in, seed_for
 
 
@@ -73,12 +75,6 @@ class TaskSharing(tf_keras.layers.Layer):
         x = require_floating(name, "x", x)
         require_rank(name, "x", x.shape, "[batch, in]")
         return x
-
-
-def _softmax(logits: tf.Tensor) -> tf.Tensor:
-    """Softmax over the last axis, in at least float32."""
-    exact = tf.cast(logits, tf.float32) if logits.dtype.size < 4 else logits
-    return tf.cast(tf.nn.softmax(exact, axis=-1), logits.dtype)
 
 
 @tf_keras.utils.register_keras_serializable(package="recsys")
@@ -151,7 +147,7 @@ class MMoE(TaskSharing):
             for index, tower in enumerate(self.towers)
         ]
         logits = tf.reshape(self.gate(x), [-1, len(self.tasks), self.experts])
-        mixed = tf.matmul(_softmax(logits), tf.stack(outputs, axis=1))
+        mixed = tf.matmul(masked_softmax(logits), tf.stack(outputs, axis=1))
         return dict(zip(self.tasks, tf.unstack(mixed, axis=1), strict=True))
 
     def get_config(self) -> dict[str, Any]:
@@ -194,27 +190,21 @@ class PLE(TaskSharing):
         self.levels = require_positive("PLE", "levels", levels)
         self.shared_experts = require_positive("PLE", "shared_experts", shared_experts)
         self.task_experts = require_positive("PLE", "task_experts", task_experts)
-        self.shared_towers: list[list[GatedTower]] = []
-        self.task_towers: list[list[list[GatedTower]]] = []
-        self.task_gates: list[list[tf_keras.layers.Dense]] = []
-        self.shared_gates: list[tf_keras.layers.Dense] = []
+        streams = ["shared", *(f"task_{index}" for index in range(len(self.tasks)))]
         every = self.shared_experts + len(self.tasks) * self.task_experts
+        # Flat lists, level by level: Keras saves the weights of layers in a list, but
+        # silently not those of layers in a list of lists.
+        self.towers: list[GatedTower] = []
+        self.gates: list[tf_keras.layers.Dense] = []
         for level in range(self.levels):
-            self.shared_towers.append(
-                [self._expert(f"level_{level}_shared_{i}") for i in range(self.shared_experts)]
-            )
-            self.task_towers.append(
-                [
-                    [self._expert(f"level_{level}_task_{t}_{i}") for i in range(self.task_experts)]
-                    for t in range(len(self.tasks))
-                ]
-            )
-            own = self.task_experts + self.shared_experts
-            self.task_gates.append(
-                [self._gate(own, f"level_{level}_gate_{t}") for t in range(len(self.tasks))]
-            )
-            if level + 1 < self.levels:
-                self.shared_gates.append(self._gate(every, f"level_{level}_gate_shared"))
+            for stream in streams:
+                shared = stream == "shared"
+                for index in range(self.shared_experts if shared else self.task_experts):
+                    self.towers.append(self._expert(f"level_{level}_{stream}_{index}"))
+                if shared and level + 1 == self.levels:
+                    continue
+                choices = every if shared else self.task_experts + self.shared_experts
+                self.gates.append(self._gate(choices, f"level_{level}_{stream}_gate"))
 
     def build(self, input_shape: Any) -> None:
         require_rank("PLE", "x", input_shape, "[batch, in]")
@@ -226,27 +216,25 @@ class PLE(TaskSharing):
         shared = self._checked(x)
         of_task = [shared] * len(self.tasks)
         seed = seed_for(training, self.dropout, seed)
-        part = 0
-        for level in range(self.levels):
-            outputs = []
-            sources = [shared, *of_task]
-            towers_of = [self.shared_towers[level], *self.task_towers[level]]
-            for source, towers in zip(sources, towers_of, strict=True):
-                group = []
-                for tower in towers:
-                    group.append(tower(source, training=training, seed=fold_in(seed, part)))
-                    part += 1
-                outputs.append(group)
-            following = [
-                _mix(gate(source), [*own, *outputs[0]])
-                for gate, source, own in zip(
-                    self.task_gates[level], of_task, outputs[1:], strict=True
-                )
+        towers = iter(enumerate(self.towers))
+        gates = iter(self.gates)
+
+        def outputs_of(source: tf.Tensor, experts: int) -> list[tf.Tensor]:
+            return [
+                tower(source, training=training, seed=fold_in(seed, index))
+                for index, tower in islice(towers, experts)
             ]
+
+        for level in range(self.levels):
+            from_shared = outputs_of(shared, self.shared_experts)
+            from_tasks = [outputs_of(source, self.task_experts) for source in of_task]
             if level + 1 < self.levels:
-                every = [output for group in outputs for output in group]
-                shared = _mix(self.shared_gates[level](shared), every)
-            of_task = following
+                every = [*from_shared, *(output for own in from_tasks for output in own)]
+                shared = _mix(next(gates)(shared), every)
+            of_task = [
+                _mix(next(gates)(source), [*own, *from_shared])
+                for source, own in zip(of_task, from_tasks, strict=True)
+            ]
         return dict(zip(self.tasks, of_task, strict=True))
 
     def get_config(self) -> dict[str, Any]:
@@ -260,4 +248,4 @@ class PLE(TaskSharing):
 
 def _mix(logits: tf.Tensor, outputs: Sequence[tf.Tensor]) -> tf.Tensor:
     """Average ``[batch, width]`` outputs by the softmax of ``[batch, outputs]`` logits."""
-    return tf.linalg.matvec(tf.stack(outputs, axis=1), _softmax(logits), transpose_a=True)
+    return tf.linalg.matvec(tf.stack(outputs, axis=1), masked_softmax(logits), transpose_a=True)

@@ -15,6 +15,7 @@ from recsys.layers.checks import (
     require_positive,
     require_rank,
 )
+from recsys.layers.precision import masked_softmax, read_weight
 
 
 @tf_keras.utils.register_keras_serializable(package="recsys")
@@ -112,7 +113,7 @@ class TargetAttention(tf_keras.layers.Layer):
             return tf.linalg.matvec(keys, self._shares(scores, valid), transpose_a=True)
 
         forward = tf.recompute_grad(attend) if self.recompute and training else attend
-        weights = [tf.cast(w, self.compute_dtype) for w in [*self.kernels, *self.biases]]
+        weights = [read_weight(w, self.compute_dtype) for w in [*self.kernels, *self.biases]]
         return forward(query, keys, *weights)
 
     def get_config(self) -> dict[str, Any]:
@@ -145,21 +146,3 @@ class TargetAttention(tf_keras.layers.Layer):
         if not self.softmax:
             return scores if valid is None else tf.where(valid, scores, tf.zeros_like(scores))
         return masked_softmax(scores, valid)
-
-
-def masked_softmax(scores: tf.Tensor, valid: tf.Tensor | None) -> tf.Tensor:
-    """Softmax over the last axis among valid entries; zeros where there is none.
-
-    Computed in at least float32; returned in the dtype of the scores.
-
-    Args:
-      scores: float ``[..., length]``.
-      valid: bool, broadcastable to the scores, or ``None`` for all.
-    """
-    exact = tf.cast(scores, tf.float32) if scores.dtype.size < 4 else scores
-    if valid is not None:
-        exact = tf.where(valid, exact, tf.constant(-1e30, exact.dtype))
-    shares = tf.nn.softmax(exact, axis=-1)
-    if valid is not None:
-        shares = tf.where(valid, shares, tf.zeros_like(shares))
-    return tf.cast(shares, scores.dtype)

@@ -183,7 +183,8 @@ def _model(spec: Spec) -> Iterator[Finding]:
         ids = [
             f.name
             for f in spec.features
-            if f.owner == "context" and f.encode.kind in ("vocabulary", "hash", "quantiles")
+            if f.owner == "context"
+            and f.encode.kind in ("vocabulary", "hash", "quantiles")
             and not f.is_list
         ]
         if spec.model.position not in ids:

@@ -30,12 +30,15 @@ def load(path: str | Path) -> Spec:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(
-            "The spec file does not exist.", where=str(path), fix="Name an existing YAML file.",
+            "The spec file does not exist.",
+            where=str(path),
+            fix="Name an existing YAML file.",
             exit_code=2,
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError("The spec file cannot be read.", where=str(path), found=str(error),
-                        exit_code=2) from None
+        raise UserError(
+            "The spec file cannot be read.", where=str(path), found=str(error), exit_code=2
+        ) from None
     return loads(text, str(path))
 
 
@@ -94,8 +97,12 @@ def _with_kinds(tree: Any, full: Any) -> Any:
 
 # Fields whose value may be written as the bare kind (`encode: vocabulary`).
 _KINDED = {"encode", "loss", "as", "sharing", "balancing", "history", "ranking"}
-_SPLIT_KIND = {"train_to": "time", "validation_to": "time", "validation": "fraction",
-               "test": "fraction"}
+_SPLIT_KIND = {
+    "train_to": "time",
+    "validation_to": "time",
+    "validation": "fraction",
+    "test": "fraction",
+}
 
 
 def _expand(tree: Any, key: str = "") -> Any:
@@ -215,8 +222,11 @@ class _Places:
                 for key, value in node.value:
                     if key.value in seen:
                         line = key.start_mark.line + 1
-                        yield Fault(f"{self._name}:{line} {key.value}",
-                                    "this key stands twice in one mapping", line)
+                        yield Fault(
+                            f"{self._name}:{line} {key.value}",
+                            "this key stands twice in one mapping",
+                            line,
+                        )
                     seen.add(key.value)
                     stack.append((value, (*loc, key.value)))
             elif isinstance(node, yaml.SequenceNode):

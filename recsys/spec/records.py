@@ -174,9 +174,9 @@ class Counter(Record):
     task: str | None = None
     statistic: Literal["impressions", "positives", "rate"] = "rate"
     prior_weight: Annotated[float, Field(gt=0.0)] = 20.0
-    as_: Annotated[
-        Quantiles | Numeric | Piecewise, Field(alias="as", discriminator="kind")
-    ] = Quantiles()
+    as_: Annotated[Quantiles | Numeric | Piecewise, Field(alias="as", discriminator="kind")] = (
+        Quantiles()
+    )
 
 
 Encoding = Annotated[

@@ -1,7 +1,8 @@
-import recsys  # noqa: F401  (sets the Keras switch before TensorFlow is imported)
 import pytest
 import tensorflow as tf
 import tf_keras
+
+import recsys  # noqa: F401  (sets the Keras switch before TensorFlow is imported)
 
 
 @pytest.fixture(autouse=True)

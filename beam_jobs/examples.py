@@ -1,0 +1,148 @@
+"""The second half of the job: learn the transform graph and write the examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+import tensorflow_transform.beam as tft_beam
+
+from beam_jobs.plan import REQUEST, TIME, USER, Plan, raw
+from beam_jobs.runner import carrying, tick
+from beam_jobs.sinks import example_array, read_arrow, write_parquet
+from beam_jobs.split import SPLITS
+from beam_jobs.transform import adapter_config, arrow_type, preprocessing_fn
+from recsys.raw import canonical
+from recsys.schema import (
+    RawColumn,
+    example_columns,
+    label_column,
+    model_inputs,
+    raw_columns,
+    slice_column,
+)
+
+ROWS_PER_BATCH = 32_768
+PART = "part"
+"""Passes through the transform: which file a batch is for."""
+
+
+def passthrough_schema(plan: Plan) -> pa.Schema:
+    """Columns that travel beside the transform graph, each a list of one value a row."""
+    spec = plan.spec
+    text, number, whole = pa.string(), pa.float32(), pa.int64()
+    fields = [(label_column(task.name), number) for task in spec.tasks]
+    fields.append((USER, text))
+    if spec.data.keys.request:
+        fields.append((REQUEST, text))
+    fields += [(slice_column(name), text) for name in spec.evaluate.slices]
+    if spec.data.time:
+        fields.append((TIME, whole))
+    fields.append((PART, whole))
+    return pa.schema([(f"pass:{name}", pa.large_list(kind)) for name, kind in fields])
+
+
+class TransformExamples(beam.PTransform):
+    """Learn the transform graph from the training rows, apply it to all, write both."""
+
+    def __init__(self, plan: Plan, joined: Path, folder: Path, scratch: Path, job: str) -> None:
+        super().__init__()
+        self.plan, self.joined, self.folder = plan, joined, folder
+        self.scratch, self.job = scratch, job
+
+    def expand(self, root: beam.Pipeline) -> beam.PCollection:
+        passing = passthrough_schema(self.plan)
+        config = adapter_config(self.plan.spec, passing)
+        batches = {
+            split: root | f"Read {split}" >> ReadJoined(self.plan, self.joined, split)
+            for split in SPLITS
+        }
+        with tft_beam.Context(temp_dir=str(self.scratch), passthrough_keys=set(passing.names)):
+            graph = (batches["train"], config) | "Analyze" >> tft_beam.AnalyzeDataset(
+                preprocessing_fn(self.plan.spec)
+            )
+            _ = graph | "Write graph" >> tft_beam.WriteTransformFn(str(self.folder / "transform"))
+            _ = (graph[0] | "Learned" >> beam.Map(lambda _, job: tick(job, "analyze"), self.job))
+            every = tuple(batches.values()) | "All splits" >> beam.Flatten()
+            (examples, _) = ((every, config), graph) | "Transform" >> tft_beam.TransformDataset(
+                output_record_batches=True
+            )
+        return examples | "Write" >> beam.Map(
+            write_examples, self.plan, self.folder / "examples", self.job
+        )
+
+
+class ReadJoined(beam.PTransform):
+    """Read a split's joined rows as record batches that the transform graph takes."""
+
+    def __init__(self, plan: Plan, joined: Path, split: str) -> None:
+        super().__init__()
+        self.plan, self.split = plan, split
+        self.files = sorted(str(path) for path in (joined / split).glob("*.arrow"))
+
+    def expand(self, root: beam.Pipeline) -> beam.PCollection:
+        first = SPLITS.index(self.split) << 40
+        numbered = [(first + (n << 20), file) for n, file in enumerate(self.files)]
+        return (
+            root
+            | "Files" >> beam.Create(numbered)
+            | "Spread" >> beam.Reshuffle()
+            | "Read" >> beam.FlatMapTuple(read_batches, self.plan)
+        )
+
+
+def read_batches(part: int, path: str, plan: Plan) -> Iterator[pa.RecordBatch]:
+    """The rows of a joined file, each raw column and each column that passes as lists of one."""
+    with carrying():
+        table = read_arrow(path)
+    columns = {
+        column.name: _ones(table[raw(column.name)], arrow_type(column))
+        for column in raw_columns(plan.spec)
+    }
+    schema = passthrough_schema(plan)
+    for field in schema:
+        name = field.name.removeprefix("pass:")
+        if name == PART:
+            continue
+        columns[field.name] = _ones(_passing(table, name, plan), field.type)
+    for number, start in enumerate(range(0, len(table), ROWS_PER_BATCH)):
+        rows = min(ROWS_PER_BATCH, len(table) - start)
+        piece = {name: values.slice(start, rows) for name, values in columns.items()}
+        parts = pa.array([part + number] * rows, pa.int64())
+        piece[f"pass:{PART}"] = _ones(parts, pa.large_list(pa.int64()))
+        yield pa.RecordBatch.from_arrays(list(piece.values()), names=list(piece))
+
+
+def _passing(table: pa.Table, name: str, plan: Plan) -> pa.ChunkedArray | pa.Array:
+    if name in table.column_names:
+        return table[name]
+    feature = plan.spec.feature(name.removeprefix(slice_column("")))
+    column = feature.name if feature.encode.kind in ("history", "counter") else feature.raw
+    return canonical(table[raw(column)], RawColumn(column, "string", feature.owner))[0]
+
+
+def _ones(values: pa.ChunkedArray | pa.Array, kind: pa.LargeListType) -> pa.Array:
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    offsets = pa.array(range(len(values) + 1), pa.int64())
+    return pa.LargeListArray.from_arrays(offsets, values.cast(kind.value_type))
+
+
+def write_examples(batch: pa.RecordBatch, plan: Plan, folder: Path, job: str) -> None:
+    """Write a transformed batch as one Parquet file of its split."""
+    part = batch.column(f"pass:{PART}").flatten()[0].as_py()
+    inputs = {model_input.name: model_input for model_input in model_inputs(plan.spec)}
+    columns: dict[str, Any] = {}
+    for name in example_columns(plan.spec):
+        if name in inputs:
+            columns[name] = example_array(batch.column(name), inputs[name])
+        elif f"pass:{name}" in batch.schema.names:
+            columns[name] = batch.column(f"pass:{name}").flatten()
+    shard, number = (part >> 20) & ((1 << 20) - 1), part & ((1 << 20) - 1)
+    path = folder / SPLITS[part >> 40] / f"part-{shard:05d}-{number:03d}.parquet"
+    with carrying():
+        write_parquet(pa.table(columns), path)
+    tick(job, "transform")

@@ -1,0 +1,222 @@
+"""The feature job: raw logs to a features folder, in two pipelines.
+
+The first joins and divides the rows, and knows by its end whether the data are fit to learn
+from; the second learns the transform graph and writes the examples.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from recsys.artifacts import MANIFEST, read_json, write_folder, write_json, write_manifest
+from recsys.errors import UserError
+from recsys.spec import dumps, fingerprints
+from recsys.spec.records import Spec
+
+Progress = Callable[[str, int, int], None]
+
+BYTES_PER_SHARD = 4 << 20
+MOST_SHARDS = 256
+FEWEST_SHARDS = 4
+
+
+def run_features(
+    spec: Spec,
+    input: str | Path,
+    output: str | Path,
+    pipeline_args: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Build the features folder of a spec from raw logs, whole or not at all.
+
+    Args:
+        spec: The spec.
+        input: The folder that the spec's paths are relative to, or one file of impressions.
+        output: The features folder. One that stands there is replaced; anything else is not.
+        pipeline_args: Any Beam pipeline option; the local runner in memory by default.
+        progress: Called with a stage (`read`, `join`, `analyze`, `transform`, `write`), parts
+            done and parts in all.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: Wrong input: no files, a missing column, a damaged file, too many bad
+            records, an empty split; or an unknown pipeline option.
+    """
+    from beam_jobs import runner
+
+    runner.options_of(pipeline_args)
+    output = Path(output)
+    with write_folder(output, replace=_may_replace(output)) as folder:
+        return _Job(spec, Path(input), folder, list(pipeline_args), progress).run()
+
+
+def _may_replace(output: Path) -> bool:
+    try:
+        return read_json(output / MANIFEST).get("kind") == "features"
+    except (UserError, OSError, AttributeError):
+        return False
+
+
+class _Job:
+    def __init__(self, spec: Spec, input: Path, folder: Path, pipeline_args: list[str],
+                 progress: Progress | None) -> None:
+        from beam_jobs.plan import plan_of
+
+        self.spec, self.input, self.folder = spec, input, folder
+        self.pipeline_args, self.progress = pipeline_args, progress
+        self.plan = plan_of(spec)
+        self.scratch = folder / ".scratch"
+        self.joined = self.scratch / "joined"
+        self.name = uuid.uuid4().hex
+        self.done: dict[str, int] = {}
+        self.all: dict[str, int] = {}
+
+    def run(self) -> dict[str, Any]:
+        from beam_jobs import runner
+
+        reads, shards = self._look()
+        runner.use_cores()
+        with runner.listening(self.name, self._tick):
+            self._expect(read=sum(map(len, reads.values())), join=2 * shards)
+            self._join(reads, shards)
+            found = self._judge()
+            self._expect(analyze=1, transform=len(list(self.joined.rglob("*.arrow"))))
+            self._transform()
+        self._expect(write=1)
+        manifest = self._finish(found)
+        self._tick("write")
+        return manifest
+
+    def _look(self) -> tuple[dict[str, list[Any]], int]:
+        """What there is to read, checked, and how many shards it is worth."""
+        from beam_jobs import sources
+
+        files = {source.name: sources.resolve(self.input, source) for source in self.plan.sources}
+        for source in self.plan.sources:
+            sources.check(files[source.name], source)
+        most = {"impressions": self.spec.data.max_rows}
+        reads = {
+            source.name: sources.tasks(files[source.name], source, most.get(source.name))
+            for source in self.plan.sources
+        }
+        size = sum(Path(file.path).stat().st_size for some in files.values() for file in some)
+        shards = min(MOST_SHARDS, max(FEWEST_SHARDS, -(-size // BYTES_PER_SHARD)))
+        return reads, shards
+
+    def _join(self, reads: dict[str, list[Any]], shards: int) -> None:
+        from beam_jobs import runner, steps
+        from beam_jobs.plan import IMPRESSION, TABLE_KEY, USER
+
+        plan, ledger = self.plan, steps.Ledger()
+        meet = IMPRESSION if self.spec.data.keys.impression else USER
+        tables = self.folder / "tables"
+        with runner.pipeline(self.pipeline_args) as root:
+
+            def read(source: Any, key: str) -> Any:
+                return root | f"Read {source.name}" >> steps.ReadSource(
+                    reads[source.name], source, key, shards, self.name, ledger
+                )
+
+            logs = {"impressions": read(plan.impressions, meet)}
+            logs |= {name: read(source, IMPRESSION) for name, source in plan.actions.items()}
+            owned = {
+                owner: {"table": read(source, TABLE_KEY)} for owner, source in plan.tables.items()
+            }
+            rows = logs | "Attribute actions" >> steps.AttributeActions(plan, shards, ledger)
+            for owner in ("item", "user"):
+                join = steps.JoinTable(plan, owner, shards, self.name, ledger)
+                rows, serving = {"shown": rows, **owned.get(owner, {})} | f"Join {owner}" >> join
+                _ = serving | f"Serve {owner}" >> steps.WriteServing(
+                    tables / f"{owner}.parquet")
+            if plan.counters:
+                rows = rows | "Count past" >> steps.CountPast(plan, shards, tables)
+            rows = rows | "Divide rows" >> steps.DivideRows(plan, shards, ledger)
+            _ = rows | "Write shards" >> steps.WriteShards(plan, shards, self.joined, self.name)
+            ledger.write(self.folder / "dead_letter", self.scratch / "counts.json")
+
+    def _judge(self) -> dict[str, Any]:
+        """What the first pipeline found, if the data are fit to learn from."""
+        from beam_jobs import judge
+        from beam_jobs.split import SPLITS
+
+        counts = read_json(self.scratch / "counts.json")
+        judge.require_good_records(counts, self.plan, self.folder / "dead_letter")
+        splits = {
+            split: read_json(self.joined / f"{split}.json")
+            if (self.joined / f"{split}.json").exists() else {"rows": 0}
+            for split in SPLITS
+        }
+        judge.require_rows({name: found["rows"] for name, found in splits.items()}, counts,
+                           self.spec)
+        return {"counts": counts, "splits": splits}
+
+    def _transform(self) -> None:
+        from beam_jobs import runner
+        from beam_jobs.examples import TransformExamples
+
+        with runner.pipeline(self.pipeline_args) as root:
+            _ = root | "Transform" >> TransformExamples(
+                self.plan, self.joined, self.folder, self.scratch / "transform", self.name
+            )
+
+    def _finish(self, found: dict[str, Any]) -> dict[str, Any]:
+        import shutil
+
+        import pyarrow.parquet as pq
+        import tensorflow_transform as tft
+
+        from beam_jobs import judge, transform
+
+        folder, splits = self.folder, found["splits"]
+        write_json(folder / "statistics.json",
+                   {name: split.pop("columns") for name, split in splits.items()})
+        transform.write_schema(self.spec, folder / "schema.pbtxt")
+        (folder / "spec.yaml").write_text(dumps(self.spec), encoding="utf-8")
+        content = {
+            "spec": self.spec.name,
+            "rows": {name: split["rows"] for name, split in splits.items()},
+            "tables": transform.table_rows(
+                self.spec, tft.TFTransformOutput(str(folder / "transform"))),
+            "labels": {name: split["labels"] for name, split in splits.items()},
+            "time_range": {name: split["time_range"] for name, split in splits.items()},
+            "counts": judge.tidy(found["counts"]),
+            "feature_tables": {
+                owner: {
+                    "rows": pq.read_metadata(folder / "tables" / f"{owner}.parquet").num_rows,
+                    "key": getattr(self.spec.data.keys, owner),
+                }
+                for owner in ("user", "item")
+            },
+            "counters": {
+                feature.name: {
+                    "by": [by.name for by in self.plan.by(feature)],
+                    "default": read_json(folder / "tables" / f".counter-{feature.name}.json"),
+                }
+                for feature in self.plan.counters
+            },
+        }
+        for feature in self.plan.counters:
+            (folder / "tables" / f".counter-{feature.name}.json").unlink()
+        shutil.rmtree(self.scratch)
+        write_manifest(folder, "features", {"features": fingerprints(self.spec)["features"]},
+                       content)
+        return read_json(folder / MANIFEST)
+
+    def _expect(self, **parts: int) -> None:
+        self.all.update(parts)
+        for stage in parts:
+            self._say(stage)
+
+    def _tick(self, stage: str) -> None:
+        self.done[stage] = self.done.get(stage, 0) + 1
+        self._say(stage)
+
+    def _say(self, stage: str) -> None:
+        if self.progress is not None:
+            total = self.all.get(stage, 0)
+            self.progress(stage, min(self.done.get(stage, 0), total), total)

@@ -1,0 +1,102 @@
+"""Whether joined data are fit to learn from, and how their counts are told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from beam_jobs.plan import Plan
+from beam_jobs.steps import REASON
+from recsys.errors import UserError
+from recsys.spec.records import Spec, TimeSplit
+
+_SHOWN = 3
+
+
+def require_good_records(counts: dict[str, int], plan: Plan, dead_letter: Path) -> None:
+    """Refuse a log of which more is bad than `data.bad_records` allows.
+
+    Raises:
+        UserError: Names the log, how many rows have each fault, and the first examples.
+    """
+    allowed = plan.spec.data.bad_records
+    for source in plan.sources:
+        read = counts.get(f"read.{source.name}", 0)
+        reasons = {
+            name.split(REASON)[1]: count
+            for name, count in counts.items()
+            if name.startswith(f"bad.{source.name}{REASON}")
+        }
+        bad = sum(reasons.values())
+        if bad and bad > allowed * read:
+            letters = pq.read_table(dead_letter).to_pylist()
+            first = [x for x in letters if x["source"] == source.name][:_SHOWN]
+            listed = "; ".join(f"{count} × {reason}" for reason, count in sorted(reasons.items()))
+            shown = "".join(f"\n              {x['reason']}: {_short(x['row'])}" for x in first)
+            raise UserError(
+                f"Too many records of {source.name} are bad: {bad} of {read}.",
+                where="data.bad_records",
+                expected=f"at most {allowed:.2%}",
+                found=f"{bad / max(read, 1):.2%} ({listed}){shown}",
+                fix="Correct the log or the spec, or raise data.bad_records.",
+            )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+def require_rows(rows: dict[str, int], counts: dict[str, int], spec: Spec) -> None:
+    """Refuse a split without rows.
+
+    Raises:
+        UserError: Names each split's rows, and the days that were found.
+    """
+    empty = [name for name, count in rows.items() if not count]
+    if not empty:
+        return
+    days = sorted(name.removeprefix("day.") for name in counts if name.startswith("day."))
+    outside = counts.get("outside_split", 0)
+    found = ", ".join(f"{name} {count}" for name, count in rows.items())
+    found += f", outside {outside}" if outside else ""
+    found += f"; days {days[0]} to {days[-1]}" if days else "; no impressions"
+    split = spec.data.split
+    if isinstance(split, TimeSplit):
+        expected = (
+            f"rows to {split.train_to} (train), to {split.validation_to} (validation) and "
+            f"{f'to {split.test_to}' if split.test_to else 'after that'} (test)"
+        )
+        fix = "Move the days of data.split into the range that was found."
+    else:
+        expected, fix = "rows in each split", "Give more rows, or larger fractions in data.split."
+    raise UserError(f"The split{'s' * (len(empty) > 1)} {' and '.join(empty)} "
+                    f"{'are' if len(empty) > 1 else 'is'} empty.",
+                    where="data.split", expected=expected, found=found, fix=fix)
+
+
+def tidy(counts: dict[str, int]) -> dict[str, Any]:
+    """The counts as the manifest has them: groups by the name before the dot.
+
+    >>> tidy({"read.impressions": 5, "bad.impressions\\x1fx is missing": 1, "duplicates_removed": 2})
+    {'read': {'impressions': 5}, 'bad_records': {'x is missing': 1}, 'duplicates_removed': 2, 'outside_split': 0}
+    """
+    tidied: dict[str, Any] = {}
+    for name, count in counts.items():
+        group, _, rest = name.partition(".")
+        if group == "bad":
+            reasons = tidied.setdefault("bad_records", {})
+            reason = rest.split(REASON)[1]
+            reasons[reason] = reasons.get(reason, 0) + count
+        elif group == "duplicates_removed" and rest:
+            tidied.setdefault("table_duplicates_removed", {})[rest] = count
+        elif rest:
+            tidied.setdefault(group, {})[rest] = count
+        else:
+            tidied[name] = count
+    tidied.setdefault("duplicates_removed", 0)
+    tidied.setdefault("bad_records", {})
+    tidied.setdefault("outside_split", 0)
+    return tidied
+

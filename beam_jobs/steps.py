@@ -1,0 +1,398 @@
+"""The steps from logs to divided, joined rows, as Beam transforms.
+
+Elements are Arrow tables of many rows. What a step sets apart or counts goes to the `Ledger`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+
+from beam_jobs import counters as past
+from beam_jobs.history import histories
+from beam_jobs.join import Joined, attribute, deduplicate, join_table
+from beam_jobs.partition import by_shard, gather, mixed, partition
+from beam_jobs.plan import (
+    DAY,
+    IDENTITY,
+    IMPRESSION,
+    ITEM,
+    ROW,
+    TABLE_KEY,
+    USER,
+    Owner,
+    Plan,
+    Source,
+    raw,
+)
+from beam_jobs.runner import carrying, summed, tick
+from beam_jobs.serving import serving_rows
+from beam_jobs.sinks import write_arrow, write_parquet
+from beam_jobs.sources import ReadTask, read
+from beam_jobs.split import OUTSIDE, SPLITS, identity, split_of
+from beam_jobs.statistics import SplitStats
+from beam_jobs.validate import DEAD_LETTER, count_reasons, validate
+from recsys.artifacts import write_json
+from recsys.spec.records import Feature
+
+DEAD, COUNTS, SERVING = "dead", "counts", "serving"
+REASON = "\x1f"
+"""Stands between source and reason in the name of a count."""
+
+
+class Ledger:
+    """Collects the dead letters and counts of all steps of a pipeline."""
+
+    def __init__(self) -> None:
+        self._dead: list[beam.PCollection] = []
+        self._counts: list[beam.PCollection] = []
+
+    def take(self, outputs: Any) -> Any:
+        """Note a step's side outputs and answer its main output."""
+        self._dead.append(outputs[DEAD])
+        self._counts.append(outputs[COUNTS])
+        return outputs[None]
+
+    def write(self, folder: Path, counts: Path) -> None:
+        """Write dead letters below a folder, and the sum of all counts as JSON."""
+        _ = (
+            tuple(self._dead)
+            | "Gather dead letters" >> beam.Flatten()
+            | "Key dead letters" >> beam.Map(lambda table: (0, table))
+            | "Group dead letters" >> beam.GroupByKey()
+            | "Write dead letters" >> beam.Map(_write_dead, folder)
+        )
+        _ = (
+            tuple(self._counts)
+            | "Gather counts" >> beam.Flatten()
+            | "Add up counts" >> beam.CombineGlobally(summed)
+            | "Write counts" >> beam.Map(lambda total, path: write_json(path, total), counts)
+        )
+
+
+def _write_dead(group: tuple[int, Iterable[pa.Table]], folder: Path) -> None:
+    table = pa.concat_tables(group[1])
+    with carrying():
+        write_parquet(table.sort_by([(name, "ascending") for name in DEAD_LETTER.names]),
+                      folder / "part-00000.parquet")
+
+
+def _aside(dead: pa.Table, counts: dict[str, int]) -> Iterator[Any]:
+    if len(dead):
+        yield beam.pvalue.TaggedOutput(DEAD, dead)
+        source = dead["source"][0].as_py()
+        counts = {**counts, **{f"bad.{source}{REASON}{reason}": count
+                               for reason, count in count_reasons(dead).items()}}
+    if counts:
+        yield beam.pvalue.TaggedOutput(COUNTS, counts)
+
+
+class ReadSource(beam.PTransform):
+    """Read a log or table in blocks, validate it, and divide it by hash of a key column."""
+
+    def __init__(self, tasks: list[ReadTask], source: Source, key: str, shards: int, job: str,
+                 ledger: Ledger) -> None:
+        super().__init__()
+        self.tasks, self.source, self.key = tasks, source, key
+        self.shards, self.job, self.ledger = shards, job, ledger
+
+    def expand(self, root: beam.Pipeline) -> beam.PCollection:
+        return self.ledger.take(
+            root
+            | "Files" >> beam.Create(self.tasks)
+            | "Spread" >> beam.Reshuffle()
+            | "Read" >> beam.ParDo(_Read(self.source, self.key, self.shards, self.job)
+                                   ).with_outputs(DEAD, COUNTS)
+        )
+
+
+class _Read(beam.DoFn):
+    def __init__(self, source: Source, key: str, shards: int, job: str) -> None:
+        self.source, self.key, self.shards, self.job = source, key, shards, job
+
+    def process(self, task: ReadTask) -> Iterator[Any]:
+        with carrying():
+            for block, ragged in read(task):
+                checked = validate(block, ragged, self.source)
+                counts = {f"read.{self.source.name}": len(block) + len(ragged)}
+                yield from _aside(checked.dead, counts)
+                yield from partition(checked.good, self.key, self.shards)
+        tick(self.job, "read")
+
+
+class AttributeActions(beam.PTransform):
+    """Remove duplicates and label impressions by what followed them; divide them by item."""
+
+    def __init__(self, plan: Plan, shards: int, ledger: Ledger) -> None:
+        super().__init__()
+        self.plan, self.shards, self.ledger = plan, shards, ledger
+
+    def expand(self, logs: dict[str, beam.PCollection]) -> beam.PCollection:
+        return self.ledger.take(
+            logs
+            | "Meet by impression" >> beam.CoGroupByKey()
+            | "Attribute" >> beam.FlatMap(self._attribute).with_outputs(DEAD, COUNTS)
+        )
+
+    def _attribute(self, group: tuple[int, dict[str, Iterable[pa.Table]]]) -> Iterator[Any]:
+        logs = {name: list(tables) for name, tables in group[1].items()}
+        if not logs["impressions"]:
+            lost = {f"actions_without_impression.{name}": sum(map(len, tables))
+                    for name, tables in logs.items() if tables}
+            yield from _aside(DEAD_LETTER.empty_table(), lost)
+            return
+        key = IMPRESSION if self.plan.spec.data.keys.impression else None
+        shown = deduplicate(gather(logs["impressions"]), "impressions", key)
+        rows = shown.rows.append_column(IDENTITY, pa.array(identity(shown.rows)))
+        events = {
+            name: gather(logs[name]) if logs[name] else _no_events()
+            for name in self.plan.actions
+        }
+        labelled = attribute(rows, events, self.plan)
+        yield from _aside(shown.dead, {**shown.counts, **labelled.counts})
+        yield from partition(labelled.rows, ITEM, self.shards)
+
+
+def _no_events() -> pa.Table:
+    return pa.table({ROW: pa.array([], pa.int64()), IMPRESSION: pa.array([], pa.string()),
+                     "time": pa.array([], pa.int64())})
+
+
+class JoinTable(beam.PTransform):
+    """Join the owner's table to the impressions; also gather the owner's serving rows."""
+
+    def __init__(self, plan: Plan, owner: Owner, shards: int, job: str, ledger: Ledger) -> None:
+        super().__init__()
+        self.plan, self.owner = plan, owner
+        self.shards, self.job, self.ledger = shards, job, ledger
+
+    def expand(self, logs: dict[str, beam.PCollection]) -> tuple[Any, Any]:
+        outputs = (
+            logs
+            | f"Meet by {self.owner}" >> beam.CoGroupByKey()
+            | "Join" >> beam.FlatMap(self._join).with_outputs(DEAD, COUNTS, SERVING)
+        )
+        return self.ledger.take(outputs), outputs[SERVING]
+
+    def _join(self, group: tuple[int, dict[str, Iterable[pa.Table]]]) -> Iterator[Any]:
+        shard, logs = group
+        shown, table = list(logs["shown"]), None
+        if self.owner in self.plan.tables:
+            parts = list(logs.get("table", ()))
+            name = self.plan.tables[self.owner].name
+            unique = (deduplicate(gather(parts), name, TABLE_KEY) if parts
+                      else Joined(_empty_table(self.plan.tables[self.owner])))
+            # A table's repeated rows are no impressions; they are counted under their own name.
+            removed = unique.counts.get("duplicates_removed", 0)
+            yield from _aside(unique.dead, {f"duplicates_removed.{name}": removed} if removed
+                              else {})
+            table = unique.rows
+        rows, ends = None, []
+        if shown:
+            joined = join_table(gather(shown), table, self.owner)
+            yield from _aside(joined.dead, joined.counts)
+            rows = joined.rows
+            if self.owner == "user":
+                for feature in self.plan.histories:
+                    made = histories(rows, feature, self.plan)
+                    rows = rows.append_column(raw(feature.name), made.rows)
+                    ends.append(made.users)
+        serving = serving_rows(rows, table, ends, self.owner, self.plan)
+        if len(serving):
+            yield beam.pvalue.TaggedOutput(SERVING, serving)
+        if rows is not None and self.owner == "item":
+            yield from partition(rows, USER, self.shards)
+        elif rows is not None:
+            yield shard, rows
+        tick(self.job, "join")
+
+
+def _empty_table(source: Source) -> pa.Table:
+    kinds = {"number": pa.float32()}
+    columns = {f.target: pa.array([], kinds.get(f.kind, pa.string())) for f in source.fields}
+    return pa.table({ROW: pa.array([], pa.int64()), **columns})
+
+
+class CountPast(beam.PTransform):
+    """Add the counters: what was known of a key at the end of the day before each row's."""
+
+    def __init__(self, plan: Plan, shards: int, folder: Path) -> None:
+        super().__init__()
+        self.plan, self.shards, self.folder = plan, shards, folder
+
+    def expand(self, rows: beam.PCollection) -> beam.PCollection:
+        partials = rows | "Ask" >> beam.FlatMap(self._ask)
+        overall = beam.pvalue.AsSingleton(
+            partials
+            | "Totals of part" >> beam.Map(
+                lambda pair, features: past.totals(pair[1][1], features[pair[0][0]]),
+                {feature.name: feature for feature in self.plan.counters},
+            )
+            | "Totals" >> beam.CombineGlobally(_add_totals)
+        )
+        outputs = (
+            partials
+            | "Meet by counted key" >> beam.GroupByKey()
+            | "Answer" >> beam.FlatMap(self._answer, overall).with_outputs(SERVING)
+        )
+        _ = (
+            outputs[SERVING]
+            | "Group counters" >> beam.GroupByKey()
+            | "Write counters" >> beam.Map(self._write, overall)
+        )
+        return (
+            {"rows": rows, "answers": outputs[None]}
+            | "Meet answers" >> beam.CoGroupByKey()
+            | "Attach" >> beam.Map(self._attach)
+        )
+
+    def _feature(self, name: str) -> Feature:
+        return self.plan.spec.feature(name)
+
+    def _ask(self, pair: tuple[int, pa.Table]) -> Iterator[Any]:
+        shard, rows = pair
+        for feature in self.plan.counters:
+            part = past.partial(rows, feature, self.plan)
+            for number, piece in partition(part, past.KEY, self.shards):
+                yield (feature.name, number), (shard, piece)
+
+    def _answer(self, group: tuple[tuple[str, int], Iterable[Any]], sums: past.Totals
+                ) -> Iterator[Any]:
+        (name, _), parts = group
+        feature = self._feature(name)
+        replies, final = past.answers(
+            sorted(parts, key=lambda part: part[0]), feature, past.Overall.of(sums, name)
+        )
+        for shard, table in replies:
+            yield shard, (name, table)
+        yield beam.pvalue.TaggedOutput(SERVING, (name, final))
+
+    def _write(self, group: tuple[str, Iterable[pa.Table]], sums: past.Totals) -> None:
+        name, finals = group
+        feature = self._feature(name)
+        table = past.serving_table(list(finals), feature, self.plan)
+        with carrying():
+            write_parquet(table, self.folder / f"counter-{name}.parquet")
+            write_json(self.folder / f".counter-{name}.json",
+                       past.default_of(feature, past.Overall.of(sums, name)))
+
+    def _attach(self, group: tuple[int, dict[str, Any]]) -> tuple[int, pa.Table]:
+        shard, met = group
+        replies: dict[str, list[pa.Table]] = {}
+        for name, table in met["answers"]:
+            replies.setdefault(name, []).append(table)
+        return shard, past.attach(next(iter(met["rows"])), replies, self.plan)
+
+
+def _add_totals(parts: Iterator[past.Totals]) -> past.Totals:
+    total: past.Totals = {}
+    for part in parts:
+        for key, (shown, positives) in part.items():
+            known = total.get(key, (0, 0))
+            total[key] = (known[0] + shown, known[1] + positives)
+    return total
+
+
+class WriteServing(beam.PTransform):
+    """Write an owner's serving table, sorted by key."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def expand(self, tables: beam.PCollection) -> beam.PCollection:
+        return (
+            tables
+            | "One file" >> beam.Map(lambda table: (0, table))
+            | "Gather" >> beam.GroupByKey()
+            | "Write" >> beam.Map(self._write)
+        )
+
+    def _write(self, group: tuple[int, Iterable[pa.Table]]) -> None:
+        with carrying():
+            write_parquet(pa.concat_tables(group[1]).sort_by(TABLE_KEY), self.path)
+
+
+class DivideRows(beam.PTransform):
+    """Send each row to its split, and there to a shard by chance, so that users are mixed."""
+
+    def __init__(self, plan: Plan, shards: int, ledger: Ledger) -> None:
+        super().__init__()
+        self.plan, self.shards, self.ledger = plan, shards, ledger
+
+    def expand(self, rows: beam.PCollection) -> beam.PCollection:
+        return self.ledger.take(
+            rows | "Divide" >> beam.FlatMap(self._divide).with_outputs(DEAD, COUNTS)
+        )
+
+    def _divide(self, pair: tuple[int, pa.Table]) -> Iterator[Any]:
+        rows = pair[1]
+        split = split_of(rows, self.plan.spec)
+        inside = split != OUTSIDE
+        outside = int((~inside).sum())
+        counts = {"outside_split": outside} if outside else {}
+        if DAY in rows.column_names:
+            days, seen = np.unique(rows[DAY].to_numpy(), return_counts=True)
+            counts |= {f"day.{date(1970, 1, 1) + timedelta(days=day)}": count
+                       for day, count in zip(days.tolist(), seen.tolist(), strict=True)}
+        yield beam.pvalue.TaggedOutput(COUNTS, counts)
+        chance = shuffled(rows) % np.uint64(self.shards)
+        target = np.where(inside, split * self.shards + chance.astype(np.int64), -1)
+        for number, part in by_shard(rows, target):
+            if number >= 0:
+                yield number, part
+
+
+def shuffled(rows: pa.Table) -> np.ndarray:
+    """A hash of each row's place: an order that is random to look at and always the same."""
+    return mixed(rows[ROW].to_numpy().astype(np.uint64), 2)
+
+
+class WriteShards(beam.PTransform):
+    """Write each shard of each split as an Arrow file, and its split's statistics as JSON."""
+
+    def __init__(self, plan: Plan, shards: int, folder: Path, job: str) -> None:
+        super().__init__()
+        self.plan, self.shards, self.folder, self.job = plan, shards, folder, job
+
+    def expand(self, rows: beam.PCollection) -> beam.PCollection:
+        return (
+            rows
+            | "Gather shard" >> beam.GroupByKey()
+            | "Write shard" >> beam.Map(self._write)
+            | "Add up statistics" >> beam.CombinePerKey(_merge)
+            | "Write statistics" >> beam.MapTuple(self._report)
+        )
+
+    def _write(self, group: tuple[int, Iterable[pa.Table]]) -> tuple[str, SplitStats]:
+        split, shard = divmod(group[0], self.shards)
+        rows = gather(list(group[1]))
+        rows = rows.take(pa.array(np.argsort(shuffled(rows), kind="stable")))
+        with carrying():
+            write_arrow(rows, self.folder / SPLITS[split] / f"{shard:05d}.arrow")
+        tick(self.job, "join")
+        return SPLITS[split], SplitStats.of(rows, self.plan)
+
+    def _report(self, split: str, stats: SplitStats) -> None:
+        write_json(
+            self.folder / f"{split}.json",
+            {
+                "rows": stats.rows,
+                "labels": {name: total / stats.rows for name, total in stats.positives.items()},
+                "time_range": None if stats.first is None else [stats.first, stats.last],
+                "columns": {name: column.report() for name, column in stats.columns.items()},
+            },
+        )
+
+
+def _merge(parts: Iterable[SplitStats]) -> SplitStats:
+    total = SplitStats()
+    for part in parts:
+        total = total.merged(part)
+    return total

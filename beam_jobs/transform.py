@@ -1,0 +1,243 @@
+"""The transform graph: raw columns to model inputs, by TF Transform, derived from the spec.
+
+Row 0 of every embedding table stands for a missing value. Analyzers see training rows only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import tensorflow as tf
+import tensorflow_transform as tft
+from google.protobuf import text_format
+from tensorflow_metadata.proto.v0 import schema_pb2
+from tensorflow_transform.tf_metadata import schema_utils
+from tfx_bsl.tfxio.tensor_adapter import TensorAdapterConfig
+
+from recsys.schema import LIST_SEPARATOR, PADDING, RawColumn, encoding_of, raw_columns
+from recsys.spec.records import (
+    Feature,
+    Hash,
+    History,
+    Numeric,
+    Piecewise,
+    Quantiles,
+    Spec,
+    Vocabulary,
+)
+
+Tensors = dict[str, tf.Tensor]
+
+_NUMBER = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
+# Ids of a compositional hash are hashed again by the model: one id, as wide as int32 allows.
+WIDE_HASH = 2**31 - 2
+
+
+def vocabulary_name(table: str) -> str:
+    """Name of the vocabulary (and of its file among the assets) of an embedding table."""
+    return f"vocabulary_{table}"
+
+
+def adapter_config(spec: Spec, passthrough: pa.Schema) -> TensorAdapterConfig:
+    """How record batches become tensors: one scalar a row for each raw column.
+
+    Args:
+        spec: The spec.
+        passthrough: Columns that travel beside the transform graph.
+    """
+    representations = {
+        column.name: schema_pb2.TensorRepresentation(
+            dense_tensor=schema_pb2.TensorRepresentation.DenseTensor(
+                column_name=column.name, shape=schema_pb2.FixedShape()
+            )
+        )
+        for column in raw_columns(spec)
+    }
+    columns = [pa.field(c.name, arrow_type(c)) for c in raw_columns(spec)]
+    return TensorAdapterConfig(pa.schema([*columns, *passthrough]), representations)
+
+
+def arrow_type(column: RawColumn) -> pa.DataType:
+    """The list type in which TF Transform takes a raw column: one value a row."""
+    return pa.large_list(pa.large_binary() if column.dtype == "string" else pa.float32())
+
+
+def raw_feature_spec(spec: Spec) -> dict[str, tf.io.FixedLenFeature]:
+    """The raw columns as a feature spec, for parsing tf.Example and for schemas."""
+    return {
+        column.name: tf.io.FixedLenFeature([], tf.as_dtype(column.dtype))
+        for column in raw_columns(spec)
+    }
+
+
+def write_schema(spec: Spec, path: Path) -> None:
+    """Write the tensorflow-metadata schema of the raw columns."""
+    schema = schema_utils.schema_from_feature_spec(raw_feature_spec(spec))
+    path.write_text(text_format.MessageToString(schema), encoding="utf-8")
+
+
+def preprocessing_fn(spec: Spec) -> Callable[[Tensors], Tensors]:
+    """TF Transform's preprocessing function for a spec.
+
+    The function takes one dense tensor a raw column, [batch], string or float32, and answers
+    one tensor a feature, as `recsys.schema.model_inputs` describes them, ids in int64.
+    """
+
+    def transform(inputs: Tensors) -> Tensors:
+        vocabularies = _vocabularies(spec, inputs)
+        return {
+            feature.name: _encode(spec, feature, inputs, vocabularies)
+            for feature in spec.features
+        }
+
+    return transform
+
+
+def table_rows(spec: Spec, output: tft.TFTransformOutput) -> dict[str, int]:
+    """Rows of each embedding table, from the spec and the learned vocabularies."""
+    rows: dict[str, int] = {}
+    for feature in spec.features:
+        encode = encoding_of(feature)
+        if isinstance(encode, Vocabulary):
+            size = output.vocabulary_size_by_name(vocabulary_name(feature.table_name))
+            count = 1 + size + encode.oov_buckets
+        elif isinstance(encode, Hash | Quantiles):
+            count = 1 + encode.buckets
+        else:
+            continue
+        rows[feature.table_name] = max(rows.get(feature.table_name, 0), count)
+    return rows
+
+
+# ------------------------------------------------------------------------------------- ids
+
+
+def _vocabularies(spec: Spec, inputs: Tensors) -> dict[str, tf.Tensor]:
+    """One vocabulary a table, over the values of all features that share it."""
+    values: dict[str, list[tf.Tensor]] = {}
+    encodes: dict[str, Vocabulary] = {}
+    for feature in spec.features:
+        if isinstance(feature.encode, Vocabulary):
+            text = _text(inputs[feature.raw])
+            parts = _parts(text, feature).flat_values if feature.is_list else text
+            values.setdefault(feature.table_name, []).append(parts)
+            encodes.setdefault(feature.table_name, feature.encode)
+    return {
+        table: tft.vocabulary(
+            tf.concat(parts, axis=0),
+            top_k=encodes[table].top_k,
+            frequency_threshold=encodes[table].min_count,
+            vocab_filename=vocabulary_name(table),
+        )
+        for table, parts in values.items()
+    }
+
+
+def _parts(text: tf.Tensor, feature: Feature) -> tf.RaggedTensor:
+    """The non-empty parts of lists of at most `max_length`."""
+    separator = LIST_SEPARATOR if feature.separator is None else feature.separator
+    if isinstance(feature.encode, History):
+        separator = LIST_SEPARATOR
+    parts = tf.strings.split(text, sep=separator)
+    parts = parts.with_flat_values(tf.strings.strip(parts.flat_values))
+    parts = tf.ragged.boolean_mask(parts, tf.not_equal(parts, ""))
+    return parts[:, : feature.encode.max_length]  # type: ignore[union-attr]
+
+
+def _ids(
+    text: tf.Tensor, encode: Vocabulary | Hash, table: str, vocabularies: dict[str, tf.Tensor]
+) -> tf.Tensor:
+    """Rows of the embedding table for strings of any shape; 0 where missing."""
+    if isinstance(encode, Hash):
+        ids = tft.hash_strings(text, WIDE_HASH if encode.hashes > 1 else encode.buckets)
+    else:
+        ids = tft.apply_vocabulary(
+            text, vocabularies[table], num_oov_buckets=encode.oov_buckets
+        )
+    return tf.where(tf.equal(text, ""), tf.zeros_like(ids), ids + 1)
+
+
+def _encode(
+    spec: Spec, feature: Feature, inputs: Tensors, vocabularies: dict[str, tf.Tensor]
+) -> tf.Tensor:
+    encode = encoding_of(feature)
+    if isinstance(encode, Vocabulary | Hash | History):
+        holder = spec.feature(encode.of) if isinstance(encode, History) else feature
+        column = feature.name if isinstance(encode, History) else feature.raw
+        text = _text(inputs[column])
+        if not feature.is_list:
+            return _ids(text, holder.encode, holder.table_name, vocabularies)  # type: ignore[arg-type]
+        parts = _parts(text, feature)
+        dense = parts.to_tensor("", shape=[None, encode.max_length])
+        ids = _ids(dense, holder.encode, holder.table_name, vocabularies)  # type: ignore[arg-type]
+        return tf.where(tf.equal(dense, ""), tf.constant(PADDING, ids.dtype), ids)
+    column = feature.name if feature.encode.kind == "counter" else feature.raw
+    numbers = _number(inputs[column])
+    if isinstance(encode, Numeric):
+        return _scaled(numbers, encode.scale)
+    if isinstance(encode, Piecewise):
+        return _piecewise(numbers, encode.bins)
+    return _bucketed(numbers, encode.buckets)
+
+
+def _text(values: tf.Tensor) -> tf.Tensor:
+    return values
+
+
+def _number(values: tf.Tensor) -> tf.Tensor:
+    """A column as float32; text that is no number is missing."""
+    if values.dtype != tf.string:
+        return values
+    fits = tf.strings.regex_full_match(values, _NUMBER)
+    return tf.strings.to_number(tf.where(fits, values, "nan"), tf.float32)
+
+
+# --------------------------------------------------------------------------------- numbers
+
+
+def _there(values: tf.Tensor) -> tf.Tensor:
+    return tf.boolean_mask(values, tf.math.is_finite(values))
+
+
+def _boundaries(values: tf.Tensor, buckets: int) -> tf.Tensor:
+    """Inner boundaries of quantile buckets over the rows that have a value, [buckets - 1]."""
+    epsilon = min(0.001, 0.1 / buckets)
+    return tf.reshape(tft.quantiles(_there(values), buckets, epsilon), [-1])
+
+
+def _bucketed(values: tf.Tensor, buckets: int) -> tf.Tensor:
+    missing = tf.math.is_nan(values)
+    filled = tf.where(missing, 0.0, values)
+    ids = tf.searchsorted(_boundaries(values, buckets), filled, side="right", out_type=tf.int64)
+    return tf.where(missing, tf.zeros_like(ids), ids + 1)
+
+
+def _scaled(values: tf.Tensor, scale: str) -> tf.Tensor:
+    if scale == "log_zscore":
+        values = tf.sign(values) * tf.math.log1p(tf.abs(values))
+    if scale != "none":
+        there = tf.cast(_there(values), tf.float64)
+        mean, variance = tft.mean(there), tft.var(there)
+        wide = tf.cast(values, tf.float64) - mean
+        spread = tf.sqrt(variance)
+        values = tf.cast(tf.math.divide_no_nan(wide, spread), tf.float32)
+    return tf.where(tf.math.is_nan(values), 0.0, values)
+
+
+def _piecewise(values: tf.Tensor, bins: int) -> tf.Tensor:
+    """How full each quantile bin is: 0 below it, 1 above it, linear within; 0 where missing."""
+    there = _there(values)
+    inner = _boundaries(values, bins)
+    low, high = tf.reshape(tft.min(there), [1]), tf.reshape(tft.max(there), [1])
+    edges = tf.concat([low, inner, high], axis=0)
+    begin, width = edges[:-1], edges[1:] - edges[:-1]
+    gap = values[:, tf.newaxis] - begin[tf.newaxis, :]
+    # A bin without width (many equal values) is a step.
+    step = tf.cast(gap >= 0.0, tf.float32)
+    fill = tf.where(width > 0.0, tf.math.divide_no_nan(gap, width), step)
+    fill = tf.where(tf.math.is_nan(fill), 0.0, tf.clip_by_value(fill, 0.0, 1.0))
+    return tf.ensure_shape(fill, [None, bins])
+
+

@@ -1,0 +1,338 @@
+"""The command line: `recsys`. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from recsys import __version__
+from recsys.errors import EXIT_FAILED, EXIT_REFUSED, EXIT_WRONG_USE, UserError
+
+app = typer.Typer(
+    name="recsys",
+    help="Rank items for users by click and conversion at once: features, training, serving.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+EXIT_INTERRUPTED = 130
+
+SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="The spec, a YAML file.")]
+Input = Annotated[Path, typer.Option("--input", help="Raw logs: a folder, or one table's file.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Workers = Annotated[
+    int, typer.Option("--workers", min=0, help="Ray workers; 0 trains in this process.")
+]
+Gpu = Annotated[bool, typer.Option("--gpu", help="Give each worker a GPU.")]
+RayAddress = Annotated[
+    str | None, typer.Option("--ray-address", help="A running Ray cluster; default: a local one.")
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Publish although the gate refuses; the reasons are kept.")
+]
+
+
+class Engine(StrEnum):
+    """Where the application runs."""
+
+    local = "local"
+    ray = "ray"
+
+
+def _say(text: str = "") -> None:
+    """Words for the user, on stderr, so that stdout holds results alone."""
+    from rich.console import Console
+
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text)
+
+
+def _result(value: dict[str, Any], as_json: bool, show: Any) -> None:
+    if as_json:
+        from recsys.artifacts import finite
+
+        print(json.dumps(finite(value)))
+    else:
+        show(value)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Shown by --help as the program's own text."""
+    if version:
+        print(f"recsys {__version__}")
+        raise typer.Exit()
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Argument(help="Folder to write the world into.")],
+    rows: Annotated[int, typer.Option(min=100, help="Impressions.")] = 200_000,
+    seed: Annotated[int, typer.Option(help="Same seed, same world.")] = 0,
+    days: Annotated[int, typer.Option(min=3, help="Days, from 2026-01-01.")] = 10,
+    dirt: Annotated[
+        float, typer.Option(min=0.0, max=0.5, help="Share of duplicates and stray events.")
+    ] = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """Simulate a world: impressions, clicks and conversions by day, with known truth."""
+    from infra.progress import Progress
+    from recsys.world import simulate as run
+
+    with Progress() as progress:
+        manifest = run(
+            out,
+            rows=rows,
+            seed=seed,
+            days=days,
+            dirt=dirt,
+            progress=lambda done, total: progress("simulate", done, total),
+        )
+
+    def show(value: dict[str, Any]) -> None:
+        best = value["best_auc"]
+        rates = ", ".join(f"{name} {rate:.4f}" for name, rate in value["label_rates"].items())
+        print(f"{value['rows']:,} impressions in {out} ({rates})")
+        print("best possible AUC: " + ", ".join(f"{k} {v:.4f}" for k, v in best.items() if v))
+
+    _result(manifest, as_json, show)
+
+
+@app.command()
+def check(spec: SpecPath, as_json: AsJson = False) -> None:
+    """Check a spec: every fault at once, each with its place."""
+    from recsys.errors import SpecError
+    from recsys.spec import fingerprints, load
+
+    try:
+        loaded = load(spec)
+    except SpecError as error:
+        if as_json:
+            faults = [
+                {"where": f.where, "line": f.line, "message": f.message} for f in error.faults
+            ]
+            print(json.dumps({"ok": False, "faults": faults}))
+            raise typer.Exit(EXIT_WRONG_USE) from None
+        raise
+
+    def show(value: dict[str, Any]) -> None:
+        print(
+            f"{spec} is sound: {len(loaded.features)} features, tasks "
+            + ", ".join(f"{t.name}{f' (given {t.given})' if t.given else ''}" for t in loaded.tasks)
+        )
+
+    _result({"ok": True, "name": loaded.name, "fingerprints": fingerprints(loaded)}, as_json, show)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": False},
+)
+def features(
+    ctx: typer.Context,
+    spec: SpecPath,
+    input: Input,
+    output: Annotated[Path, typer.Option(help="Folder to write the features into.")],
+    as_json: AsJson = False,
+) -> None:
+    """Turn raw logs into features. Options after `--` go to Apache Beam as they are."""
+    from infra.report import show_features
+    from infra.stages import make_features
+    from recsys.spec import load
+
+    manifest = make_features(load(spec), input, output, list(ctx.args))
+    _result(manifest, as_json, lambda value: show_features(value, output))
+
+
+@app.command()
+def train(
+    spec: SpecPath,
+    features: Annotated[Path, typer.Option(help="Folder of `recsys features`.")],
+    output: Annotated[Path, typer.Option(help="Folder of the run.")],
+    workers: Workers = 0,
+    gpu: Gpu = False,
+    ray_address: RayAddress = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
+    warm_start: Annotated[
+        Path | None, typer.Option("--warm-start", help="A run whose weights to start from.")
+    ] = None,
+    eager: Annotated[
+        bool, typer.Option("--eager", help="Run steps eagerly, with checks that name the layer.")
+    ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Say in words what bounds the run.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fit the model; one process, or Ray workers."""
+    from infra.report import show_training
+    from infra.stages import fit
+    from recsys.spec import load
+
+    result = fit(
+        load(spec),
+        features,
+        output,
+        workers=workers,
+        gpu=gpu,
+        ray_address=ray_address,
+        resume=resume,
+        warm_start=warm_start,
+        eager=eager,
+        profile=profile,
+    )
+    _result(result, as_json, lambda value: show_training(value, output))
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    champion: Annotated[Path | None, typer.Option(help="Another run, to compare with.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a run's exported model on a split."""
+    from infra.report import show_metrics
+    from infra.stages import measure
+
+    _result(measure(run, split, champion), as_json, show_metrics)
+
+
+@app.command()
+def publish(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    models: Annotated[Path, typer.Option(help="Folder of published versions.")],
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare with the champion, then publish a new version or refuse with reasons (exit 3)."""
+    from infra.report import decision_json, show_decision
+    from infra.stages import gate
+
+    decision = gate(run, models, force)
+    _result(decision_json(decision), as_json, show_decision)
+    if not decision_json(decision)["published"]:
+        raise typer.Exit(EXIT_REFUSED)
+
+
+@app.command()
+def serve(
+    models: Annotated[Path, typer.Argument(help="Folder of published versions.")],
+    features: Annotated[Path, typer.Option(help="Folder of `recsys features`.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8501,
+    engine: Annotated[Engine, typer.Option(help="One process, or Ray Serve.")] = Engine.local,
+) -> None:
+    """Serve the newest version; later ones are taken up while it runs."""
+    from serving import serve as run
+
+    run(models, features, host=host, port=port, engine=engine.value)
+
+
+@app.command()
+def rank(
+    request: Annotated[Path, typer.Argument(help="The request, a JSON file; - reads stdin.")],
+    url: Annotated[str, typer.Option(help="Where the service listens.")] = "http://127.0.0.1:8501",
+    as_json: AsJson = False,
+) -> None:
+    """Send one request to a running service and print the ranked items."""
+    from serving.client import rank as send
+    from serving.client import table
+
+    from recsys.artifacts import read_json
+
+    try:
+        body = json.load(sys.stdin) if str(request) == "-" else read_json(request)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            "The request is not JSON.", where="stdin", found=str(error), exit_code=EXIT_WRONG_USE
+        ) from None
+
+    def show(answer: dict[str, Any]) -> None:
+        from rich.console import Console
+
+        Console().print(table(answer))
+
+    _result(send(body, url), as_json, show)
+
+
+@app.command()
+def run(
+    spec: SpecPath,
+    input: Input,
+    output: Annotated[Path, typer.Option(help="Folder for features, runs and models.")],
+    workers: Workers = 0,
+    gpu: Gpu = False,
+    ray_address: RayAddress = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """All of it: features, train, evaluate, publish. What has not changed is skipped."""
+    from infra.report import show_run
+    from infra.stages import run_all
+    from recsys.spec import load
+
+    result = run_all(
+        load(spec),
+        input,
+        output,
+        workers=workers,
+        gpu=gpu,
+        ray_address=ray_address,
+        force=force,
+        say=_say,
+    )
+    _result(result, as_json, show_run)
+    if not result["decision"]["published"]:
+        raise typer.Exit(EXIT_REFUSED)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Argument(help="Folder for everything.")] = Path("demo"),
+    rows: Annotated[int, typer.Option(min=5000, help="Impressions to simulate.")] = 200_000,
+    workers: Workers = 2,
+) -> None:
+    """The tour: simulate, features, train, evaluate, publish, serve, rank one request."""
+    from infra.demo import tour
+
+    tour(out, rows, workers, say=_say)
+
+
+def main() -> None:
+    """Entry point: errors of the user are words, not tracebacks."""
+    try:
+        app()
+    except UserError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("Interrupted.", EXIT_INTERRUPTED)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        _fail(
+            f"{os.strerror(error.errno)}\n  where:    {error.filename or 'while writing'}\n"
+            "  fix:      Free space or choose another folder; nothing half-written was left.",
+            EXIT_FAILED,
+        )
+
+
+def _fail(message: str, code: int) -> None:
+    sys.stdout.flush()
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Results in words and tables, for the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+COLUMNS = ("auc", "gauc", "log_loss", "normalized_entropy", "ece")
+REGRESSION_COLUMNS = ("mae", "rmse", "r2")
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else "-" if value is None else f"{value:,}"
+
+
+def metrics_table(metrics: Mapping[str, Any], title: str) -> Table:
+    """One row an answer of the model: AUC, GAUC, log loss, normalized entropy, ECE."""
+    tasks: Mapping[str, Mapping[str, Any]] = metrics["tasks"]
+    columns = [c for c in (*COLUMNS, *REGRESSION_COLUMNS) if any(c in v for v in tasks.values())]
+    table = Table(title=title)
+    table.add_column("task")
+    for name in ("rows", "positives", *columns):
+        table.add_column(name.replace("_", " "), justify="right")
+    for name, values in tasks.items():
+        rows = values.get("rows", metrics.get("rows"))
+        table.add_row(
+            name,
+            _number(rows),
+            _number(values.get("positives")),
+            *(_number(values.get(column)) for column in columns),
+        )
+    return table
+
+
+def show_metrics(metrics: Mapping[str, Any]) -> None:
+    """Print the metrics of a split, its slices after it."""
+    console = Console()
+    console.print(
+        metrics_table(metrics, f"{metrics.get('split', 'test')}: {metrics['rows']:,} rows")
+    )
+    for feature, values in (metrics.get("slices") or {}).items():
+        table = Table(title=f"AUC by {feature}")
+        table.add_column(feature)
+        table.add_column("rows", justify="right")
+        names = list(metrics["tasks"])
+        for name in names:
+            table.add_column(name, justify="right")
+        for value, part in values.items():
+            table.add_row(
+                str(value),
+                _number(part["rows"]),
+                *(_number((part["tasks"].get(name) or {}).get("auc")) for name in names),
+            )
+        console.print(table)
+
+
+def show_features(manifest: Mapping[str, Any], folder: Path) -> None:
+    """Print what a feature job did."""
+    table = Table(title=f"features in {folder}")
+    table.add_column("split")
+    table.add_column("rows", justify="right")
+    tasks = sorted({task for rates in manifest["labels"].values() for task in rates})
+    for task in tasks:
+        table.add_column(f"{task} rate", justify="right")
+    for split, rows in manifest["rows"].items():
+        rates = manifest["labels"].get(split, {})
+        table.add_row(split, f"{rows:,}", *(_number(rates.get(task)) for task in tasks))
+    console = Console()
+    console.print(table)
+    for name, count in _flat(manifest.get("counts", {})):
+        if count:
+            console.print(f"  {name}: {count:,}", highlight=False)
+
+
+def _flat(counts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, int]]:
+    rows: list[tuple[str, int]] = []
+    for name, value in counts.items():
+        label = f"{prefix}{name}".replace("_", " ")
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{label} · ")
+        else:
+            rows.append((label, value))
+    return rows
+
+
+def show_training(result: Mapping[str, Any], folder: Path) -> None:
+    """Print where a run lies and how it ended."""
+    validation = result.get("validation")
+    if validation:
+        Console().print(metrics_table(validation, "validation"))
+    if result.get("profile"):
+        print(result["profile"])
+    print(f"run in {folder}; TensorBoard: tensorboard --logdir {folder / 'logs'}")
+
+
+def decision_json(decision: Any) -> dict[str, Any]:
+    """A gate's decision as JSON: `published`, then `version` and `path`, or `reasons`."""
+    if hasattr(decision, "reasons") and not hasattr(decision, "version"):
+        return {"published": False, "reasons": list(decision.reasons)}
+    return {
+        "published": True,
+        "version": decision.version,
+        "path": str(decision.path),
+        "reasons": list(getattr(decision, "reasons", ())),
+    }
+
+
+def show_decision(decision: Mapping[str, Any]) -> None:
+    """Print a gate's decision with its reasons."""
+    if decision["published"]:
+        print(f"published version {decision['version']}: {decision['path']}")
+    else:
+        print("refused; the champion keeps serving")
+    for reason in decision["reasons"]:
+        print(f"  - {reason}")
+
+
+def show_run(result: Mapping[str, Any]) -> None:
+    """Print a whole run: its metrics, its decision, and where everything lies."""
+    show_metrics(result["metrics"])
+    show_decision(result["decision"])
+    print(
+        f"features {result['features']}\nrun      {result['run']}\nmodels   {result['models']}\n"
+        f"serve    recsys serve {result['models']} --features {result['features']}"
+    )

@@ -1,0 +1,143 @@
+"""The stages as the command line runs them, and all of them in a row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from infra.progress import Progress
+from recsys.artifacts import MANIFEST, read_json, write_json
+from recsys.spec import Spec, fingerprint, fingerprints
+
+STATE = "stages.json"
+
+
+def make_features(
+    spec: Spec, input: Path, output: Path, pipeline_args: list[str] | None = None
+) -> dict[str, Any]:
+    """Run the feature job; returns its manifest."""
+    from beam_jobs import run_features
+
+    with Progress() as progress:
+        return run_features(spec, input, output, pipeline_args or [], progress)
+
+
+def fit(spec: Spec, features: Path, output: Path, **options: Any) -> dict[str, Any]:
+    """Train; returns the run's manifest."""
+    from training import train
+
+    with Progress() as progress:
+        return train(spec, features, output, progress=progress, **options)
+
+
+def measure(run: Path, split: str = "test", champion: Path | None = None) -> dict[str, Any]:
+    """Evaluate a run; returns its metrics."""
+    from training import evaluate
+
+    return evaluate(run, split, champion=champion)
+
+
+def gate(run: Path, models: Path, force: bool = False) -> Any:
+    """Publish a run, or refuse; returns the decision."""
+    from training import publish
+
+    return publish(run, models, force=force)
+
+
+def run_all(
+    spec: Spec,
+    input: Path,
+    output: Path,
+    *,
+    workers: int = 0,
+    gpu: bool = False,
+    ray_address: str | None = None,
+    force: bool = False,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Features, train, evaluate, publish, each only where its inputs have changed.
+
+    What each stage was last built from is kept in `OUTPUT/stages.json`. A run has a folder
+    of its own for each spec and features, so an interrupted one is resumed and an earlier
+    one is never overwritten.
+    """
+    from infra.report import decision_json
+
+    output.mkdir(parents=True, exist_ok=True)
+    stages = _Stages(output / STATE, say)
+    prints = fingerprints(spec)
+    keys = {"features": fingerprint([prints["features"], _listing(input)])}
+    keys["train"] = fingerprint([keys["features"], prints["model"]])
+    keys["evaluate"] = fingerprint([keys["train"], prints["evaluate"]])
+    keys["publish"] = fingerprint([keys["evaluate"], prints["serve"]])
+    features, models = output / "features", output / "models"
+    run = output / "runs" / keys["train"]
+
+    if stages.stale("features", keys["features"], features / MANIFEST):
+        stages.done("features", keys["features"], make_features(spec, input, features))
+    if stages.stale("train", keys["train"], run / MANIFEST):
+        fit(
+            spec,
+            features,
+            run,
+            workers=workers,
+            gpu=gpu,
+            ray_address=ray_address,
+            resume=run.exists() and any(run.iterdir()),
+        )
+        stages.done("train", keys["train"])
+    if stages.stale("evaluate", keys["evaluate"], run / "metrics.json"):
+        measure(run)
+        stages.done("evaluate", keys["evaluate"])
+    if stages.stale("publish", keys["publish"], models):
+        decision = decision_json(gate(run, models, force))
+        if decision["published"]:
+            stages.done("publish", keys["publish"], decision)
+    else:
+        decision = stages.result("publish")
+    return {
+        "features": str(features),
+        "run": str(run),
+        "models": str(models),
+        "skipped": stages.skipped,
+        "metrics": read_json(run / "metrics.json"),
+        "decision": decision,
+    }
+
+
+class _Stages:
+    """What each stage was last built from, on disk."""
+
+    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
+        self._path = path
+        self._say = say
+        self._state: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        self.skipped: list[str] = []
+
+    def stale(self, stage: str, key: str, output: Path) -> bool:
+        """Whether the stage must run; says so either way."""
+        fresh = self._state.get(stage, {}).get("key") == key and output.exists()
+        if fresh:
+            self.skipped.append(stage)
+        self._say(f"[bold]{stage}[/bold]" + (": unchanged, skipped" if fresh else ""))
+        return not fresh
+
+    def done(self, stage: str, key: str, result: Any = None) -> None:
+        """Record that the stage was built from these inputs."""
+        self._state[stage] = {"key": key, "result": result if stage == "publish" else None}
+        write_json(self._path, self._state)
+
+    def result(self, stage: str) -> Any:
+        """What a skipped stage answered."""
+        return self._state[stage]["result"]
+
+
+def _listing(folder: Path) -> list[Any]:
+    """The input's files by name, size and time of change."""
+    paths = [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.is_file())
+    return [
+        (str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns)
+        for path in paths
+    ]

@@ -1,0 +1,218 @@
+"""What serves now: one model version with its tables, replaced whole, off the request path."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recsys.errors import UserError
+from serving.assemble import Assembler
+from serving.contract import Contract, RankRequest
+from serving.metrics import Metrics
+from serving.scorer import SCORE, Scorer, top
+from serving.store import LocalStore, mark
+from serving.versions import Mark, Refuse, Swap, decide, read_version, scan
+
+log = logging.getLogger("recsys.serving")
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A version that can answer. Requests that began with it end with it."""
+
+    version: int
+    mark: Mark
+    manifest: dict[str, Any]
+    contract: Contract
+    store: LocalStore
+    scorer: Scorer
+    assemble: Assembler
+
+    def rank(self, request: RankRequest) -> dict[str, Any]:
+        """The answer to a request, less its `took_ms`."""
+        assembled = self.assemble(request)
+        answer = self.scorer.score(assembled.columns)
+        order = top(answer[SCORE], request.top_k)
+        known = assembled.known[order].tolist()
+        outputs = self.contract.outputs
+        probabilities = zip(*(answer[name][order] for name in outputs), strict=True)
+        rows = zip(order.tolist(), answer[SCORE][order], probabilities, known, strict=True)
+        return {
+            "model_version": self.version,
+            "user": {"known": assembled.user_known},
+            "items": [
+                {
+                    "id": request.ids[position],
+                    "rank": rank,
+                    "score": score,
+                    "probabilities": dict(zip(outputs, values, strict=True)),
+                    "known": item_known,
+                }
+                for rank, (position, score, values, item_known) in enumerate(rows, 1)
+            ],
+            "unknown_items": int(np.count_nonzero(~assembled.known)),
+            "duplicates": request.duplicates,
+        }
+
+
+class Live:
+    """Keeps the newest good version of a MODELS folder, and its tables, ready to answer.
+
+    Args:
+        models: Folder of published versions.
+        features: Folder of the feature job.
+        metrics: Counts swaps and refusals.
+        poll_seconds: How often the folders are looked at, once started.
+
+    Raises:
+        UserError: There is no version that can serve, or the tables are of other features.
+    """
+
+    def __init__(self, models: str | Path, features: str | Path, metrics: Metrics,
+                 poll_seconds: float = 2.0) -> None:
+        self.models, self.features = Path(models), Path(features)
+        self.metrics = metrics
+        self.poll_seconds = poll_seconds
+        self.refused: dict[int, tuple[Mark, str]] = {}
+        self._latest = LocalStore(self.features)
+        self._failed_tables: Mark = None
+        self._current: Serving | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._take_up()
+        if self._current is None:
+            raise self._nothing()
+
+    @property
+    def current(self) -> Serving:
+        """The version that answers new requests."""
+        assert self._current is not None
+        return self._current
+
+    def start(self) -> None:
+        """Begin to watch the folders, in a thread of its own."""
+        if self._thread is None:
+            self._stop.clear()
+            self._thread = threading.Thread(target=self._watch, name="versions", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Stop watching; what serves now stays."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=30)
+            self._thread = None
+
+    def poll(self) -> None:
+        """Look at the folders once, and take up what is new."""
+        self._reload_tables()
+        self._take_up()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self.poll_seconds):
+            try:
+                self.poll()
+            except Exception:
+                # The watcher must outlive whatever a half-copied folder throws at it.
+                log.exception("looking for new versions failed; version %d goes on",
+                              self.current.version)
+                self.metrics.poll_failures.inc()
+
+    def _take_up(self) -> None:
+        while True:
+            current = self._current
+            stores = {store.fingerprint: store for store in
+                      ((current.store,) if current else ()) + (self._latest,)}
+            *refusals, last = decide(
+                scan(self.models),
+                (current.version, current.mark) if current else None,
+                {version: stamp for version, (stamp, _) in self.refused.items()},
+                stores,
+            )
+            for refusal in refusals:
+                assert isinstance(refusal, Refuse)
+                self._refuse(refusal, mark(self.models / str(refusal.version)))
+            if not isinstance(last, Swap):
+                return
+            stamp = mark(self.models / str(last.version))
+            try:
+                self._swap(last.version, stamp, stores)
+            except UserError as error:
+                self._refuse(Refuse(last.version, " ".join(str(error).split())), stamp)
+
+    def _swap(self, version: int, stamp: Mark, stores: dict[str, LocalStore]) -> None:
+        started = time.perf_counter()
+        manifest, spec = read_version(self.models, version)
+        store = stores[manifest["fingerprints"]["features"]]
+        scorer = Scorer(self.models / str(version), spec)
+        contract = Contract(spec)
+        before = self._current
+        self._current = Serving(version, stamp, manifest, contract, store, scorer,
+                                Assembler(contract, store))
+        self.refused.pop(version, None)
+        self.metrics.model_version.set(version)
+        self.metrics.swaps.inc()
+        log.info("version %d serves%s; loaded and warmed in %.2f s", version,
+                 f" in place of {before.version}" if before else "",
+                 time.perf_counter() - started)
+
+    def _refuse(self, refusal: Refuse, stamp: Mark) -> None:
+        self.refused[refusal.version] = (stamp, refusal.reason)
+        self.metrics.refused.inc()
+        serves = f"; version {self._current.version} goes on" if self._current else ""
+        log.warning("version %d is refused: %s%s", refusal.version, refusal.reason, serves)
+
+    def _reload_tables(self) -> None:
+        stamp = mark(self.features)
+        # The folder is absent for a moment while it is being replaced.
+        if stamp is None or stamp in (self._latest.mark, self._failed_tables):
+            return
+        try:
+            store = LocalStore(self.features)
+        except UserError as error:
+            self._failed_tables = stamp
+            self.metrics.refused_tables.inc()
+            log.warning("new feature tables are refused: %s", " ".join(str(error).split()))
+            return
+        self._latest = store
+        # Other features may be just what a version that was refused is waiting for.
+        self.refused.clear()
+        current = self.current
+        if store.fingerprint != current.store.fingerprint:
+            log.warning("the feature tables are now of features %s; version %d goes on with the "
+                        "tables of %s until a version of the new features is published",
+                        store.fingerprint, current.version, current.store.fingerprint)
+            return
+        self._current = Serving(
+            current.version, current.mark, current.manifest, current.contract, store,
+            current.scorer, Assembler(current.contract, store),
+        )
+        self.metrics.table_reloads.inc()
+        log.info("new feature tables serve: %d users, %d items", store.size("user"),
+                 store.size("item"))
+
+    def _nothing(self) -> UserError:
+        if not self.models.is_dir():
+            found = "no such folder"
+        elif not self.refused:
+            found = "no version in it (a version is a folder named by an integer)"
+        else:
+            version, (_, reason) = max(self.refused.items())
+            found = f"version {version}, refused: {reason}"
+        mismatch = self.refused and "it needs features" in found
+        return UserError(
+            "There is no model version that can serve.",
+            where=str(self.models),
+            expected=f"a version built from features {self._latest.fingerprint}"
+            f" ({self.features})" if mismatch else "at least one whole version",
+            found=found,
+            fix="Build the features of the model's spec again with: recsys features SPEC "
+            "--input IN --output FEATURES, or publish a model of these features."
+            if mismatch else "Publish one with: recsys publish RUN --models MODELS",
+        )

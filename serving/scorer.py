@@ -1,0 +1,137 @@
+"""A SavedModel and its raw signature: raw columns in, probabilities and scores out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import recsys  # noqa: F401  (Keras switch first)
+from recsys.errors import UserError
+from recsys.schema import output_names, raw_columns
+from recsys.spec import Spec
+
+SCORE = "score"
+
+
+class Scorer:
+    """A loaded version, warm.
+
+    Args:
+        folder: The version's folder.
+        spec: The version's spec.
+
+    Raises:
+        UserError: The model cannot be loaded, its signature is not the spec's, or it
+            answers numbers that are not finite.
+    """
+
+    def __init__(self, folder: Path, spec: Spec) -> None:
+        self.folder = folder
+        self.columns = raw_columns(spec)
+        self.outputs = output_names(spec)
+        self._tf = tensorflow()
+        self._model = self._load()
+        self._call = self._model.signatures["serving_default"]
+        self._inputs = self._check_inputs()
+        self.warm_up(sorted({1, min(64, spec.serve.max_candidates), spec.serve.max_candidates}))
+
+    def _load(self) -> Any:
+        try:
+            model = self._tf.saved_model.load(str(self.folder))
+        except Exception as error:  # TensorFlow raises as many kinds as there are damages
+            raise self._damaged(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+        if "serving_default" not in model.signatures:
+            raise self._damaged(f"the signatures {sorted(model.signatures)}")
+        return model
+
+    def _check_inputs(self) -> dict[str, Any]:
+        wanted = {column.name: column.dtype for column in self.columns}
+        inputs = {name: tensor.dtype for name, tensor in
+                  self._call.structured_input_signature[1].items()}
+        for name, dtype in inputs.items():
+            if wanted.get(name) != dtype.name:
+                raise self._damaged(f"an input {name} of {dtype.name} in serving_default, where "
+                                    f"the spec has {wanted.get(name, 'none')}")
+        lacking = {*self.outputs, SCORE} - set(self._call.structured_outputs)
+        if lacking:
+            raise self._damaged(f"no output {', '.join(sorted(lacking))} in serving_default")
+        return inputs
+
+    def _damaged(self, found: str) -> UserError:
+        return UserError(
+            "A model version cannot serve.",
+            where=str(self.folder),
+            expected="a SavedModel with the signature serving_default of its spec.yaml",
+            found=found,
+            fix="Publish again with: recsys publish RUN --models MODELS",
+        )
+
+    def score(self, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Probabilities of each output and the score.
+
+        Args:
+            columns: Raw columns, each [rows]: object arrays of str, or float32.
+
+        Returns:
+            Each name of `outputs`, and `score`: float32 [rows].
+        """
+        constant = self._tf.constant
+        answer = self._call(**{
+            name: constant(columns[name], dtype) for name, dtype in self._inputs.items()
+        })
+        return {name: answer[name].numpy() for name in (*self.outputs, SCORE)}
+
+    def warm_up(self, sizes: Sequence[int]) -> None:
+        """Run the graph once a size, so that no request pays for the first run."""
+        for size in sizes:
+            columns = {
+                column.name: np.full(size, column.default,
+                                     object if column.dtype == "string" else np.float32)
+                for column in self.columns
+            }
+            try:
+                answer = self.score(columns)
+            except Exception as error:  # as above
+                raise self._damaged(
+                    f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+            for name, values in answer.items():
+                if values.shape != (size,) or not np.isfinite(values).all():
+                    raise self._damaged(f"{name} = {values[:3]} of shape {values.shape} for a "
+                                        f"row of missing values, {size} times")
+
+
+def top(scores: np.ndarray, count: int | None) -> np.ndarray:
+    """Positions by falling score; equal scores keep the order of the candidates, NaN is last.
+
+    >>> top(np.array([0.1, 0.5, np.nan, 0.5], np.float32), 3).tolist()
+    [1, 3, 0]
+    """
+    order = np.argsort(-scores, kind="stable")
+    return order if count is None else order[:count]
+
+
+def tensorflow() -> Any:
+    """TensorFlow, kept to this process' cores and off its start-up chatter."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import tensorflow as tf
+
+    cores = cores_at_hand()
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(cores)
+        tf.config.threading.set_inter_op_parallelism_threads(cores)
+    except RuntimeError:
+        # Something in this process has used TensorFlow already; its threads stay as they are.
+        return tf
+    return tf
+
+
+def cores_at_hand() -> int:
+    """Cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        return os.cpu_count() or 1

@@ -1,0 +1,222 @@
+"""Metrics of what is served: examples through an exported SavedModel, by task and slice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.artifacts import read_json, read_manifest, require_fingerprint, write_json
+from recsys.errors import UserError
+from recsys.schema import USER_KEY, label_column, model_inputs, output_names, slice_column
+from recsys.spec import fingerprints, load
+from recsys.spec.records import Spec
+from training.input import hash_keys, open_split, read_columns, to_numpy
+from training.scoring import SCORE_BATCH, measure
+
+EXPORT = "export"
+
+
+def evaluate(
+    run: str | Path,
+    split: str = "test",
+    features: str | Path | None = None,
+    champion: str | Path | None = None,
+) -> dict[str, Any]:
+    """Evaluate a run's export on a split, and write the metrics into the run.
+
+    `RUN/metrics.json` is of the test split, `RUN/metrics-<split>.json` of another;
+    `RUN/plots/` gets a calibration curve of each probability.
+
+    Args:
+        run: A finished run.
+        split: train, validation or test.
+        features: The features folder; by default the one that the run was trained on.
+        champion: A run or a model version to compare with, on the same examples.
+
+    Returns:
+        The metrics: `split`, `rows`, `tasks` by output name, `slices` by feature and value,
+        and `champion` with the other's `tasks`, where one was given.
+
+    Raises:
+        UserError: The run is unfinished, or the examples are of another spec or damaged.
+    """
+    run = Path(run)
+    manifest = read_manifest(run, "run")
+    spec = load(run / "spec.yaml")
+    folder = features_of(manifest, features)
+    check_features(spec, folder)
+    metrics, answers, labels = _evaluate_model(spec, run / EXPORT, folder, split)
+    if champion is not None:
+        metrics["champion"] = _champion_metrics(Path(champion), spec, folder, split)
+    name = "metrics.json" if split == "test" else f"metrics-{split}.json"
+    write_json(run / name, metrics)
+    _plot(spec, run / "plots", split, labels, answers)
+    return metrics
+
+
+def features_of(manifest: Mapping[str, Any], features: str | Path | None) -> Path:
+    """The features folder to use: the one given, or that of the run."""
+    return Path(features if features is not None else manifest["features_folder"])
+
+
+def check_features(spec: Spec, folder: Path) -> dict[str, Any]:
+    """The manifest of a features folder that was built from this spec.
+
+    Raises:
+        UserError: It was built from another.
+    """
+    manifest = read_manifest(folder, "features")
+    require_fingerprint(
+        manifest, "features", fingerprints(spec)["features"], where=folder,
+        fix="Build the features again: recsys features SPEC --input IN --output FEATURES",
+    )
+    return manifest
+
+
+def evaluate_export(spec: Spec, export: Path, features: Path, split: str) -> dict[str, Any]:
+    """Metrics of a SavedModel on a split; see `evaluate`."""
+    return _evaluate_model(spec, export, features, split)[0]
+
+
+def _champion_metrics(champion: Path, spec: Spec, features: Path, split: str) -> dict[str, Any]:
+    version = (champion / "saved_model.pb").is_file()
+    manifest = read_manifest(champion, "model" if version else "run")
+    theirs = load(champion / "spec.yaml")
+    require_fingerprint(
+        manifest, "features", fingerprints(spec)["features"], where=champion,
+        fix="A champion of another feature spec reads other examples: compare the two by "
+        "their own metrics.json.",
+    )
+    export = champion if version else champion / EXPORT
+    return {"path": str(champion), **evaluate_export(theirs, export, features, split)}
+
+
+def _evaluate_model(
+    spec: Spec, export: Path, features: Path, split: str
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]], NDArray[Any]]:
+    answers, labels, users, slices = _predict(spec, export, features, split)
+    tasks = measure(spec, labels, answers, users)
+    metrics: dict[str, Any] = {"split": split, "rows": len(labels), "tasks": tasks, "slices": {}}
+    for feature, values in slices.items():
+        metrics["slices"][feature] = _by_slice(spec, values, labels, answers, users)
+    return metrics, answers, labels
+
+
+def _by_slice(
+    spec: Spec,
+    values: NDArray[Any],
+    labels: NDArray[Any],
+    answers: Mapping[str, NDArray[Any]],
+    users: NDArray[Any],
+) -> dict[str, Any]:
+    names, index, counts = np.unique(values, return_inverse=True, return_counts=True)
+    largest = np.argsort(-counts, kind="stable")[: spec.evaluate.largest]
+    return {
+        str(names[which]): {
+            "rows": int(counts[which]),
+            "tasks": measure(
+                spec,
+                labels[rows],
+                {name: answer[rows] for name, answer in answers.items()},
+                users[rows],
+            ),
+        }
+        for which in largest
+        for rows in [np.flatnonzero(index == which)]
+    }
+
+
+def load_numeric(export: Path) -> Any:
+    """The numeric signature of a SavedModel.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
+    import tensorflow as tf
+
+    try:
+        model = tf.saved_model.load(str(export))
+        signature = model.signatures["numeric"]
+    except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
+        raise UserError(
+            "An exported model cannot be loaded.", where=str(export),
+            expected="a SavedModel with the signature `numeric`",
+            found=str(error).strip().splitlines()[0], fix="Train again.",
+        ) from error
+    # The signature holds no reference to the model, which owns its variables.
+    signature.owner = model
+    return signature
+
+
+def _predict(
+    spec: Spec, export: Path, features: Path, split: str
+) -> tuple[dict[str, NDArray[Any]], NDArray[Any], NDArray[Any], dict[str, NDArray[Any]]]:
+    import tensorflow as tf
+
+    signature = load_numeric(export)
+    examples = open_split(spec, features, split)
+    inputs = [item.name for item in model_inputs(spec)]
+    labels = [label_column(task.name) for task in spec.tasks]
+    slices = [slice_column(name) for name in spec.evaluate.slices]
+    where = f"examples/{split}"
+    parts: dict[str, list[Any]] = {name: [] for name in
+                                   (*output_names(spec), "labels", "users", *slices)}
+    for _, table in read_columns(examples, [*inputs, *labels, USER_KEY, *slices]):
+        columns = {name: to_numpy(table, name, where) for name in inputs}
+        for start in range(0, len(table), SCORE_BATCH):
+            batch = {name: tf.constant(column[start : start + SCORE_BATCH])
+                     for name, column in columns.items()}
+            answers = signature(**batch)
+            for name in output_names(spec):
+                parts[name].append(answers[name].numpy())
+        parts["labels"].append(np.stack([to_numpy(table, n, where) for n in labels], axis=1))
+        parts["users"].append(hash_keys(table, USER_KEY))
+        for name in slices:
+            parts[name].append(np.asarray(table.column(name).to_pylist(), dtype=object).astype(str))
+    if not parts["labels"]:
+        raise UserError(
+            "The split has no rows, so there is nothing to evaluate.",
+            where=f"{features}/examples/{split}", fix="Change data.split in the spec.",
+        )
+    joined = {name: np.concatenate(values) for name, values in parts.items()}
+    found = {name: joined[name] for name in output_names(spec)}
+    by_slice = {name: joined[slice_column(name)] for name in spec.evaluate.slices}
+    return found, joined["labels"], joined["users"], by_slice
+
+
+def _plot(
+    spec: Spec, folder: Path, split: str, labels: NDArray[Any], answers: Mapping[str, Any]
+) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, task in enumerate(spec.tasks):
+        if task.is_regression:
+            continue
+        order = np.argsort(answers[task.name], kind="stable")
+        bins = [part for part in np.array_split(order, 20) if part.size]
+        predicted = [float(answers[task.name][part].mean()) for part in bins]
+        happened = [float(labels[part, index].mean()) for part in bins]
+        figure, axes = pyplot.subplots(figsize=(4, 4))
+        most = max(*predicted, *happened, 1e-6)
+        axes.plot([0, most], [0, most], color="gray", linewidth=1)
+        axes.plot(predicted, happened, marker="o")
+        axes.set_xlabel(f"predicted p({task.name})")
+        axes.set_ylabel("share of rows")
+        axes.set_title(f"{spec.name}: {task.name}, {split}, 20 bins of equally many rows")
+        axes.title.set_fontsize(8)
+        figure.tight_layout()
+        figure.savefig(folder / f"calibration-{task.name}-{split}.png", dpi=110)
+        pyplot.close(figure)
+
+
+def stored_metrics(run: Path) -> dict[str, Any] | None:
+    """The test metrics that a run already has, or None."""
+    return read_json(run / "metrics.json") if (run / "metrics.json").is_file() else None

@@ -1,0 +1,89 @@
+"""The gate: whether a challenger may serve. Pure functions of numbers, and values out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recsys.spec.records import Spec
+
+
+@dataclass(frozen=True)
+class Promote:
+    """The challenger passes.
+
+    Attributes:
+        version: The version it was published as; 0 before that.
+        path: Where it lies, or None before that.
+        notes: What was compared, with numbers, and what was waived.
+        already: Whether this very run was published before, so that nothing was done.
+    """
+
+    version: int = 0
+    path: Path | None = None
+    notes: tuple[str, ...] = ()
+    already: bool = False
+
+
+@dataclass(frozen=True)
+class Reject:
+    """The challenger does not pass, for these reasons, each with its numbers."""
+
+    reasons: tuple[str, ...]
+
+
+Decision = Promote | Reject
+
+
+def decide(
+    metrics: Mapping[str, Any], champion: Mapping[str, Any] | None, spec: Spec
+) -> Decision:
+    """Judge a challenger by its metrics, and the champion's on the same rows.
+
+    Every task's own output is judged: AUC at least `gate.min_auc`, ECE at most
+    `gate.max_ece`, and AUC at most `gate.max_auc_drop` below the champion's. A task that the
+    champion does not have is judged by the first two alone; a regression by none.
+
+    >>> from recsys.spec import loads
+    >>> spec = loads('''
+    ... name: shop
+    ... data: {impressions: log.csv, keys: {user: user, item: item}, split: {test: 0.1}}
+    ... features: [{name: user, owner: user, encode: vocabulary}]
+    ... tasks: [{name: click, label: {column: click}, gate: {min_auc: 0.7}}]
+    ... ''')
+    >>> decide({"rows": 9, "tasks": {"click": {"auc": 0.65, "ece": 0.0}}}, None, spec).reasons
+    ('click: AUC 0.6500 is below the gate of 0.7000',)
+    """
+    reasons: list[str] = []
+    notes: list[str] = []
+    if not metrics.get("rows"):
+        reasons.append("the challenger was evaluated on no rows")
+    others = (champion or {}).get("tasks", {})
+    for task in spec.tasks:
+        if task.is_regression:
+            continue
+        mine, theirs = metrics.get("tasks", {}).get(task.name), others.get(task.name)
+        if mine is None:
+            reasons.append(f"{task.name}: the challenger has no metrics")
+            continue
+        auc, ece, gate = mine.get("auc"), mine.get("ece"), task.gate
+        if auc is None:
+            reasons.append(f"{task.name}: AUC is not defined, for want of both labels")
+        elif gate.min_auc is not None and auc < gate.min_auc:
+            reasons.append(f"{task.name}: AUC {auc:.4f} is below the gate of {gate.min_auc:.4f}")
+        if gate.max_ece is not None and (ece is None or ece > gate.max_ece):
+            shown = "not defined" if ece is None else f"{ece:.4f}"
+            reasons.append(f"{task.name}: ECE {shown} is above the gate of {gate.max_ece:.4f}")
+        before = None if theirs is None else theirs.get("auc")
+        if auc is None or before is None:
+            continue
+        if before - auc > gate.max_auc_drop:
+            reasons.append(
+                f"{task.name}: AUC {auc:.4f} is {before - auc:.4f} below the champion's "
+                f"{before:.4f}; at most {gate.max_auc_drop:.4f} is allowed"
+            )
+        else:
+            notes.append(f"{task.name}: AUC {auc:.4f}, the champion's {before:.4f}")
+    return Reject(tuple(reasons)) if reasons else Promote(notes=tuple(notes))

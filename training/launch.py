@@ -1,0 +1,220 @@
+"""Ray Train: starting the workers of a run, and what becomes of them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from recsys.artifacts import read_json, write_json
+from recsys.errors import UserError
+from training.loop import CHECKPOINTS, Job, fit
+from training.progress import FOLDER, Progress, ProgressFile, relayed
+
+MAX_FAILURES = 3
+"""Times that a group of workers is started anew after one of them was lost."""
+
+_FAULT = "fault.json"
+_QUIET = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+}
+_WORKER_ENV = {"TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "2", **_QUIET}
+
+
+def fit_on_ray(
+    job: Job,
+    workers: int,
+    *,
+    gpu: bool = False,
+    address: str | None = None,
+    progress: Progress,
+    verbose: bool = False,
+) -> None:
+    """Train on Ray workers; the checkpoints in the run folder are the result.
+
+    A worker that is lost takes its group with it; the group is started anew, up to
+    `MAX_FAILURES` times, and goes on from the newest checkpoint.
+
+    Args:
+        job: What to train. On a cluster, its folders must be on storage that all share.
+        workers: How many workers, at least 1.
+        gpu: Give each a GPU.
+        address: The cluster; None for one on this machine.
+        progress: Told what the first worker tells.
+        verbose: Let Ray's own output through.
+
+    Raises:
+        UserError: The workers cannot be had, kept being lost, or found a fault in the data.
+    """
+    os.environ.update(_QUIET)
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.tensorflow import TensorflowTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    progress("start", 0, 1, f"starting {workers} worker{'s' if workers > 1 else ''}")
+    progress_folder = job.run / FOLDER
+    shutil.rmtree(progress_folder, ignore_errors=True)
+    progress_folder.mkdir()
+    with _ray(address, workers, verbose):
+        _require(workers, gpu, ray.cluster_resources(), address)
+        # A snapshot of an earlier attempt may name checkpoints that are gone.
+        for stale in (job.run / CHECKPOINTS).glob("*snapshot*"):
+            stale.unlink()
+        trainer = TensorflowTrainer(
+            _worker,
+            train_loop_config={"job": job},
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),
+            run_config=RunConfig(
+                name=CHECKPOINTS,
+                storage_path=str(job.run),
+                failure_config=FailureConfig(max_failures=MAX_FAILURES),
+                worker_runtime_env={"env_vars": _WORKER_ENV},
+            ),
+        )
+        try:
+            with relayed(job.run, progress):
+                trainer.fit()
+        except TrainingFailedError as error:
+            fault = _read_fault(job.run)
+            raise fault or _lost(job, error) from error
+    fault = _read_fault(job.run)
+    if fault is not None:
+        raise fault
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """What each worker runs."""
+    import ray.train
+    import tensorflow as tf
+
+    job: Job = config["job"]
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    if (job.run / FOLDER / _FAULT).is_file():
+        # Ray starts a failed group anew; a fault of the data would only fail again.
+        return
+    threads = max(1, (os.cpu_count() or 1) // context.get_local_world_size())
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    # A collective may hold a thread while it waits for the other workers.
+    tf.config.threading.set_inter_op_parallelism_threads(max(2, threads))
+    strategy = None
+    if world > 1 and "TF_CONFIG" in os.environ:
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    try:
+        fit(job, strategy=strategy, worker=rank, workers=world,
+            progress=ProgressFile(job.run, rank), report=_report)
+    except UserError as error:
+        write_json(job.run / FOLDER / _FAULT, {"message": error.message, **error.fields()})
+        raise
+
+
+def _report(metrics: dict[str, Any], checkpoint: Path | None) -> None:
+    import ray.train
+    from ray.train import Checkpoint, CheckpointUploadMode
+
+    ray.train.report(
+        metrics,
+        checkpoint=None if checkpoint is None else Checkpoint.from_directory(str(checkpoint)),
+        checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
+    )
+
+
+def _read_fault(run: Path) -> UserError | None:
+    path = run / FOLDER / _FAULT
+    if not path.is_file():
+        return None
+    record = read_json(path)
+    return UserError(record.pop("message"), **record)
+
+
+def _lost(job: Job, error: Exception) -> UserError:
+    last = [line for line in str(error).splitlines() if line.strip()][-1:]
+    return UserError(
+        f"Training failed {MAX_FAILURES + 1} times in a row or could not go on.",
+        where=str(job.run), found=last[0].strip() if last else type(error).__name__,
+        fix="Mend the cause, then go on from the last checkpoint with --resume.",
+    )
+
+
+def _require(workers: int, gpu: bool, has: dict[str, float], address: str | None) -> None:
+    for kind in ("CPU", "GPU") if gpu else ("CPU",):
+        found = int(has.get(kind, 0))
+        if found < workers:
+            raise UserError(
+                f"There are not enough {kind}s for the workers.",
+                where=address or "this machine",
+                expected=f"{workers} {kind}s, one a worker",
+                found=f"{found} {kind}{'' if found == 1 else 's'}",
+                fix="Use fewer workers, or a larger cluster (--ray-address)"
+                + (", or leave --gpu out." if kind == "GPU" else "."),
+            )
+
+
+@contextlib.contextmanager
+def _ray(address: str | None, workers: int, verbose: bool) -> Iterator[None]:
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    level = logging.INFO if verbose else logging.ERROR
+    options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level}
+    folder = None
+    if address is None:
+        # Sockets lie in it, and their paths may be 107 bytes long at most.
+        folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp" if os.path.isdir("/tmp") else None)
+        options |= {
+            "num_cpus": max(os.cpu_count() or 1, workers),
+            "include_dashboard": False,
+            "_temp_dir": folder,
+        }
+    try:
+        with _quiet_loggers(verbose):
+            try:
+                ray.init(address=address, **options)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise UserError(
+                    "Ray cannot be reached." if address else "Ray cannot be started.",
+                    where=address or "this machine", found=str(error).splitlines()[0],
+                    fix="Check --ray-address, or train in this process with --workers 0.",
+                ) from error
+            yield
+    finally:
+        ray.shutdown()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _quiet_loggers(verbose: bool) -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in ("ray", "ray.train", "ray.data")]
+    levels = [logger.level for logger in loggers]
+    if not verbose:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def worker_pids(run: Path) -> dict[int, int]:
+    """Process ids of a run's workers, by rank, as they last told."""
+    pids = {}
+    for path in (run / FOLDER).glob("worker-*.json"):
+        with contextlib.suppress(json.JSONDecodeError, FileNotFoundError):
+            pids[int(path.stem.removeprefix("worker-"))] = json.loads(path.read_text())["pid"]
+    return pids
