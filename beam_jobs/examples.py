@@ -70,8 +70,10 @@ class TransformExamples(beam.PTransform):
             (examples, _) = ((every, config), graph) | "Transform" >> tft_beam.TransformDataset(
                 output_record_batches=True
             )
-        return examples | "Write" >> beam.Map(
-            write_examples, self.plan, self.folder / "examples", self.job
+        return (
+            examples
+            | "Batches" >> beam.Keys()  # beside each batch comes what did not fit its rows: nothing
+            | "Write" >> beam.Map(write_examples, self.plan, self.folder / "examples", self.job)
         )
 
 
@@ -90,8 +92,12 @@ class ReadJoined(beam.PTransform):
             root
             | "Files" >> beam.Create(numbered)
             | "Spread" >> beam.Reshuffle()
-            | "Read" >> beam.FlatMapTuple(read_batches, self.plan)
+            | "Read" >> beam.FlatMap(_read_batches, self.plan)
         )
+
+
+def _read_batches(numbered: tuple[int, str], plan: Plan) -> Iterator[pa.RecordBatch]:
+    return read_batches(*numbered, plan)
 
 
 def read_batches(part: int, path: str, plan: Plan) -> Iterator[pa.RecordBatch]:

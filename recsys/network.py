@@ -284,7 +284,7 @@ class Network(tf_keras.layers.Layer):
 
     def _candidate(self, name: str, ids: tf.Tensor, found: Mapping[str, Any]) -> tf.Tensor:
         """Embedding [batch, dim] of the candidate's own feature, the query of its history."""
-        for position, field in enumerate(f for f in self._plain):
+        for field in self._plain:
             if field.name == name:
                 layer = self.groups[self._group_of[str(field.input.table)]]
                 mine = [f.name for f in self._plain if f.input.table in layer.tables]

@@ -92,24 +92,28 @@ class Contract:
         self.by_owner: dict[str, dict[str, RawColumn]] = {"user": {}, "item": {}, "context": {}}
         for column in (*self.columns, *context_only(spec)):
             self.by_owner[column.owner][column.name] = column
+        # The records are made here, so no checker can know them as types.
+        user_features: Any = self._features("user")
+        item_features: Any = self._features("item")
+        context: Any = self._features("context")
         user = create_model(
             "User",
             __base__=_Model,
             id=(Id | None, Field(None, description="Looked up in the user table.")),
-            features=(self._features("user") | None, None),
+            features=(user_features | None, None),
         )
         candidate = create_model(
             "Candidate",
             __base__=_Model,
             id=(Id, Field(description="Looked up in the item table.")),
-            features=(self._features("item") | None, None),
+            features=(item_features | None, None),
         )
         candidates = Annotated[list[candidate], WrapValidator(_wrap_candidates)]  # type: ignore
         self.model = create_model(
             "RankRequest",
             __base__=_Model,
             user=(user, Field(description="An id, features, or both.")),
-            context=(self._features("context") | None, None),
+            context=(context | None, None),
             candidates=(candidates, Field(description="Ids, or objects with id and features.")),
             top_k=(int | None, Field(None, ge=1, description="Answer so many items; null: all.")),
         )
@@ -382,14 +386,7 @@ def parse_json(body: bytes) -> Any:
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        refusal = RequestError(
-            400,
-            "The body is no JSON.",
-            expected="one JSON object, in UTF-8",
-            found=error.msg if body.strip() else "an empty body",
-            where=f"line {error.lineno} column {error.colno} (character {error.pos})",
-            fix="Send a body as /docs shows it.",
-        )
+        refusal = _no_json(body, error)
     constants: list[str] = []
 
     def constant(name: str) -> float:
@@ -401,6 +398,19 @@ def parse_json(body: bytes) -> Any:
         if not constants:
             raise refusal
         orjson.dumps(value)  # refuses what is no Unicode or no 64-bit integer, as loads does
+    except json.JSONDecodeError as error:
+        raise (_no_json(body, error) if constants else refusal) from None
     except (ValueError, RecursionError, TypeError):
         raise refusal from None
     return value
+
+
+def _no_json(body: bytes, error: json.JSONDecodeError) -> RequestError:
+    return RequestError(
+        400,
+        "The body is no JSON.",
+        expected="one JSON object, in UTF-8",
+        found=error.msg if body.strip() else "an empty body",
+        where=f"line {error.lineno} column {error.colno} (character {error.pos})",
+        fix="Send a body as /docs shows it.",
+    )

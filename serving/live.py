@@ -17,7 +17,7 @@ from serving.contract import Contract, RankRequest
 from serving.metrics import Metrics
 from serving.scorer import SCORE, Scorer, top
 from serving.store import LocalStore, mark
-from serving.versions import Mark, Refuse, Swap, decide, read_version, scan
+from serving.versions import Mark, Refuse, Swap, decide, in_a_line, read_version, scan
 
 log = logging.getLogger("recsys.serving")
 
@@ -81,7 +81,7 @@ class Live:
         self.poll_seconds = poll_seconds
         self.refused: dict[int, tuple[Mark, str]] = {}
         self._latest = LocalStore(self.features)
-        self._failed_tables: Mark = None
+        self._failed_tables: tuple[int, int] | None = None
         self._current: Serving | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -129,22 +129,24 @@ class Live:
             current = self._current
             stores = {store.fingerprint: store for store in
                       ((current.store,) if current else ()) + (self._latest,)}
+            found = scan(self.models)
+            marks = {each.version: each.mark for each in found}
             *refusals, last = decide(
-                scan(self.models),
+                found,
                 (current.version, current.mark) if current else None,
                 {version: stamp for version, (stamp, _) in self.refused.items()},
                 stores,
             )
             for refusal in refusals:
                 assert isinstance(refusal, Refuse)
-                self._refuse(refusal, mark(self.models / str(refusal.version)))
+                self._refuse(refusal, marks[refusal.version])
             if not isinstance(last, Swap):
                 return
-            stamp = mark(self.models / str(last.version))
+            stamp = marks[last.version]
             try:
                 self._swap(last.version, stamp, stores)
             except UserError as error:
-                self._refuse(Refuse(last.version, " ".join(str(error).split())), stamp)
+                self._refuse(Refuse(last.version, in_a_line(error)), stamp)
 
     def _swap(self, version: int, stamp: Mark, stores: dict[str, LocalStore]) -> None:
         started = time.perf_counter()
@@ -178,7 +180,7 @@ class Live:
         except UserError as error:
             self._failed_tables = stamp
             self.metrics.refused_tables.inc()
-            log.warning("new feature tables are refused: %s", " ".join(str(error).split()))
+            log.warning("new feature tables are refused: %s", in_a_line(error))
             return
         self._latest = store
         # Other features may be just what a version that was refused is waiting for.

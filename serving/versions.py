@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any
 from recsys.artifacts import read_manifest
 from recsys.errors import UserError
 from recsys.spec import Spec, load
-from serving.store import mark
 
-Mark = tuple[int, int] | None
+Mark = str
+"""What changes when anything in a version's folder does."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ def decide(
     """What to do about the versions on disk.
 
     The newest version that can serve is the one that should: a newer one replaces what
-    serves, and one that was removed makes way for the newest that is left. A version is
-    refused once; it is looked at again when its folder has been replaced.
+    serves. What serves makes way for an older one only when its own folder is gone. A version
+    is refused once; it is looked at again when its folder has changed.
 
     Args:
         found: The versions on disk.
@@ -69,12 +70,15 @@ def decide(
     Returns:
         Any number of `Refuse`, then one `Keep` or `Swap`.
 
-    >>> decide([Found(1, (1, 1)), Found(2, (2, 2), "half")], (1, (1, 1)), {}, [""])
+    >>> decide([Found(1, "a"), Found(2, "b", "half")], (1, "a"), {}, [""])
     (Refuse(version=2, reason='half'), Keep())
     """
     features = tuple(features)
     decisions: list[Decision] = []
-    for each in sorted(found, key=lambda one: -one.version):
+    found = sorted(found, key=lambda one: -one.version)
+    if current and any(each.version == current[0] for each in found):
+        found = [each for each in found if each.version >= current[0]]
+    for each in found:
         if current == (each.version, each.mark):
             return (*decisions, Keep())
         if each.version in refused and refused[each.version] == each.mark:
@@ -94,7 +98,7 @@ def decide(
 def inspect(folder: Path) -> Found:
     """Look at a version folder without loading the model."""
     version = int(folder.name)
-    stamp = mark(folder)
+    stamp = folder_mark(folder)
     for needed in ("saved_model.pb", "variables/variables.index"):
         if not (folder / needed).is_file():
             return Found(version, stamp, f"{needed} is missing")
@@ -102,11 +106,24 @@ def inspect(folder: Path) -> Found:
         manifest = read_manifest(folder, "model")
         load(folder / "spec.yaml")
     except UserError as error:
-        return Found(version, stamp, _in_a_line(error))
+        return Found(version, stamp, in_a_line(error))
     claimed = manifest.get("version", version)
     if claimed != version:
         return Found(version, stamp, f"its manifest says version {claimed}")
     return Found(version, stamp, "", str(manifest["fingerprints"].get("features")))
+
+
+def folder_mark(folder: Path) -> Mark:
+    """A mark of a folder's files: their names, sizes and times."""
+    lines = []
+    for path in sorted(folder.rglob("*")):
+        try:
+            facts = path.stat()
+        except OSError:
+            continue
+        if path.is_file():
+            lines.append(f"{path.name} {facts.st_ino} {facts.st_size} {facts.st_mtime_ns}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def scan(models: Path) -> list[Found]:
@@ -115,6 +132,8 @@ def scan(models: Path) -> list[Found]:
         folders = [path for path in models.iterdir() if path.name.isdecimal() and path.is_dir()]
     except OSError:
         return []
+    # Two names can say one number ("1" and "01"); only the plain one is a version.
+    folders = [path for path in folders if path.name == str(int(path.name))]
     return [inspect(folder) for folder in folders]
 
 
@@ -124,6 +143,7 @@ def read_version(models: Path, version: int) -> tuple[dict[str, Any], Spec]:
     return read_manifest(folder, "model"), load(folder / "spec.yaml")
 
 
-def _in_a_line(error: UserError) -> str:
+def in_a_line(error: UserError) -> str:
+    """An error in one line of a log."""
     parts = [error.message, error.where, error.found and f"found {error.found}"]
     return " ".join(" ".join(part.split()) for part in parts if part)

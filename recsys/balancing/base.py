@@ -80,7 +80,13 @@ class Balancer(tf.Module):
 
         Returns:
             Gradients in the order of `all_variables` (None where a variable reaches no
-XX        """
+            loss), not yet reduced over replicas, and scalars to log: "loss" (the
+            weighted sum), "weight/TASK", and what the kind adds. All but the loss of
+            "fixed" are means over replicas.
+
+        Raises:
+            ValueError: if the losses are not exactly those of the tasks.
+        """
 
     def _stack(self, losses: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Losses times their fixed factors, [tasks] float32, cut from the gradient."""
@@ -103,6 +109,7 @@ XX        """
         scale: float | tf.Tensor,
     ) -> list[Gradient]:
         """Gradient of sum_t scale weight_t base_t loss_t, in one backward pass."""
+        self._check(losses)
         if not variables:
             return []
         factors = weights * tf.constant(self._base) * tf.cast(scale, tf.float32)

@@ -26,9 +26,11 @@ def fit_calibration(
 ) -> Calibration:
     """Fit a calibration of one task by maximum likelihood.
 
-    "temperature" (Guo et al. 2017) scales the logit; "platt" (Platt 1999) scales and
+    "temperature" (Guo et al. 2017) scales the logit, and so cannot correct a wrong mean,
+    as of thinned negatives or focal loss with alpha; "platt" (Platt 1999) scales and
     shifts it, by Newton's method with Platt's smoothed targets; "isotonic" (Zadrozny
-    and Elkan 2002) bends it freely upwards, in at most `max_knots` knots. All results
+    and Elkan 2002) bends it freely upwards, in at most `max_knots` knots, leaning on
+    Platt's fit where events are few. All results
     are strictly increasing, so they leave AUC as it is. Rows with a NaN label, or a
     logit that is not finite, are left out; logits beyond 30 count as 30 in the fit.
 
@@ -65,16 +67,18 @@ def fit_calibration(
         if slope <= 1e-3:
             return Calibration(warning="not calibrated: logits do not rise with the label")
         return Calibration("temperature", {"temperature": 1.0 / slope})
+    slope, intercept = _newton(_platt_targets(y, w), x, w, intercept=True)
+    rises = slope > 1e-3
     if kind == "platt":
-        slope, intercept = _newton(_platt_targets(y, w), x, w, intercept=True)
-        if slope > 1e-3:
+        if rises:
             return Calibration("platt", {"slope": slope, "intercept": intercept})
-        shift = _shift(y, x, w)
         return Calibration(
-            "platt", {"slope": 1.0, "intercept": shift},
+            "platt", {"slope": 1.0, "intercept": _shift(y, x, w)},
             "only the mean is calibrated: logits do not rise with the label",
         )
-    knots_x, knots_y = isotonic_knots(y, x, w, max_knots)
+    rate = float(w @ y / w.sum())
+    prior = sigmoid(slope * x + intercept) if rises else np.full(x.shape, rate)
+    knots_x, knots_y = isotonic_knots(y, x, w, prior, max_knots)
     warning = None
     if knots_x.size == 1:
         warning = "only the mean is calibrated: the label rate does not rise with the logit"

@@ -44,16 +44,26 @@ def isotonic_regression(values: ArrayLike, weights: ArrayLike | None = None) -> 
 
 
 def isotonic_knots(
-    labels: _Array, logits: _Array, weights: _Array, max_knots: int
+    labels: _Array, logits: _Array, weights: _Array, prior: _Array, max_knots: int
 ) -> tuple[_Array, _Array]:
     """Knots (x, y) on the logit, at most `max_knots`, both strictly increasing.
 
     Rows are first binned, half of the edges at quantiles of all logits and half at
     quantiles of the positives' logits: with one positive in a hundred rows, row
-    quantiles alone would leave the whole top of the ranking in one bin. Each bin gets
-    one pseudo-row at the overall rate, which keeps rates away from 0 and 1. Bins are
-    then pooled; a block's knot is at its mean logit. Between knots lines rise
-    strictly, so rows keep their order where plain isotonic steps would tie them.
+    quantiles alone would leave the whole top of the ranking in one bin. Bins are
+    pooled, and a block's knot is at its mean logit. Between knots lines rise strictly,
+    so rows keep their order where plain isotonic steps would tie them.
+
+    A block without a single positive does not have a rate of zero. Each gets pseudo-rows
+    at the mean of its `prior`, as many as hold half an event of the rarer outcome, and
+    blocks are pooled once more: few events lean on the prior, many ignore it.
+
+    Args:
+        labels: [rows] of 0 and 1.
+        logits: [rows], finite.
+        weights: [rows], above 0.
+        prior: [rows] of probabilities, a smoother calibration such as Platt's.
+        max_knots: at least 1.
     """
     half = max(max_knots // 2, 1)
     probe = np.linspace(0.0, 1.0, half + 1)[1:-1]
@@ -62,16 +72,16 @@ def isotonic_knots(
         np.quantile(logits[labels > 0], probe, method="nearest"),
     ])
     index = np.searchsorted(edges, logits, side="left")
-    n = edges.size + 1
-    mass = np.bincount(index, weights, n)
-    used = mass > 0
-    positives = np.bincount(index, weights * labels, n)[used]
-    centre_sum = np.bincount(index, weights * logits, n)[used]
-    mass = mass[used]
-    rate = positives.sum() / mass.sum()
-    smoothed = (positives + rate) / (mass + 1.0)
-    levels, starts = isotonic_regression(smoothed, mass + 1.0)
-    x = np.add.reduceat(centre_sum, starts) / np.add.reduceat(mass, starts)
+    columns = (weights, weights * labels, weights * logits, weights * prior)
+    sums = np.stack([np.bincount(index, c, edges.size + 1) for c in columns])
+    sums = sums[:, sums[0] > 0]
+    _, starts = isotonic_regression(sums[1] / sums[0], sums[0])
+    mass, positives, logit_sum, prior_sum = np.add.reduceat(sums, starts, axis=1)
+    expected = np.clip(prior_sum / mass, 1e-9, 1.0 - 1e-9)
+    pseudo = 0.5 / np.minimum(expected, 1.0 - expected)
+    rate = (positives + pseudo * expected) / (mass + pseudo)
+    levels, starts = isotonic_regression(rate, mass + pseudo)
+    x = np.add.reduceat(logit_sum, starts) / np.add.reduceat(mass, starts)
     y = np.log(levels) - np.log1p(-levels)
     # Knots a rounding error apart would make a vertical line that float32 cannot follow.
     keep = np.r_[True, (np.diff(x) > 1e-4) & (np.diff(y) > 1e-9)]

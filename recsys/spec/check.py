@@ -45,19 +45,19 @@ def _features(spec: Spec) -> Iterator[Finding]:
                 "",
             )
         if feature.table and kind in ("vocabulary", "hash"):
-            first, dim = widths.setdefault(feature.table, (feature.name, feature.dim))
+            sharer, dim = widths.setdefault(feature.table, (feature.name, feature.dim))
             if dim != feature.dim:
                 yield (
                     (*place, "dim"),
-                    f"features {first!r} and {feature.name!r} share table {feature.table!r} "
+                    f"features {sharer!r} and {feature.name!r} share table {feature.table!r} "
                     f"but differ in dim ({dim} and {feature.dim})",
                     "",
                 )
     shared = [f for f in spec.features if f.table and f.encode.kind in ("vocabulary", "hash")]
     for feature in shared:
         first = next(f for f in shared if f.table == feature.table)
-        mine = feature.encode.model_dump(exclude={"max_length", "combiner"})
-        if mine != first.encode.model_dump(exclude={"max_length", "combiner"}):
+        own = feature.encode.model_dump(exclude={"max_length", "combiner"})
+        if own != first.encode.model_dump(exclude={"max_length", "combiner"}):
             yield (
                 ("features", feature.name, "encode"),
                 f"features that share table {feature.table!r} must be encoded alike; "

@@ -31,7 +31,7 @@ class Record(BaseModel):
 
 
 class TimeColumn(Record):
-    """A column that says when: epoch numbers by `unit`, ISO 8601 text, or a `format` as in strptime."""
+    """A column that says when: epoch numbers by `unit`, ISO 8601 text, or text by `format`."""
 
     column: str
     unit: Literal["s", "ms", "us", "ns", "iso"] = "iso"
@@ -39,7 +39,7 @@ class TimeColumn(Record):
 
 
 class Log(Record):
-    """A log below the input folder: a file, a folder of files, or a glob; CSV or Parquet by ending."""
+    """A log below the input folder: a file, a folder or a glob; CSV or Parquet by ending."""
 
     path: str
     time: TimeColumn | None = None

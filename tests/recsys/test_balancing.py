@@ -63,9 +63,9 @@ class TestUncertainty:
         )
 
     def test_the_optimum_is_the_log_of_the_loss(self) -> None:
-        balancer = make_balancer("uncertainty", ["a", "b", "c"], learning_rate=0.1)
+        balancer = make_balancer("uncertainty", ["a", "b", "c"], learning_rate=0.3)
         losses = {"a": 0.02, "b": 1.0, "c": 50.0}
-        for _ in range(300):
+        for _ in range(60):
             _, logs = constant(balancer, losses)
         np.testing.assert_allclose(balancer.log_variance, np.log([0.02, 1, 50]), atol=1e-4)
         assert logs["weight/c"] == pytest.approx(1 / 50, rel=1e-3)
@@ -131,11 +131,11 @@ class TestGradNorm:
             assert float(tf.reduce_sum(balancer.weights)) == pytest.approx(3.0)
 
     def test_alpha_zero_levels_the_norms(self) -> None:
-        balancer = make_balancer("gradnorm", ["a", "b"], alpha=0.0, learning_rate=0.005)
-        for _ in range(500):
-            _, logs = linear(balancer, {"a": [9.0, 0.0], "b": [0.0, 1.0]})
+        balancer = make_balancer("gradnorm", ["a", "b"], alpha=0.0, learning_rate=0.02)
+        for _ in range(100):
+            linear(balancer, {"a": [9.0, 0.0], "b": [0.0, 1.0]})
         # w_a 9 = w_b 1 with w_a + w_b = 2.
-        np.testing.assert_allclose(balancer.weights, [0.2, 1.8], atol=0.05)
+        np.testing.assert_allclose(balancer.weights, [0.2, 1.8], atol=0.1)
 
     def test_first_loss_is_the_first_above_zero(self) -> None:
         balancer = make_balancer("gradnorm", ["a", "b"])
@@ -284,7 +284,7 @@ class TestEveryKind:
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ValueError, match="'dwa'.*'gradnom'"):
+    with pytest.raises(ValueError, match=r"'dwa'.*'gradnom'"):
         make_balancer("gradnom", ["a"])
     with pytest.raises(ValueError, match="option"):
         make_balancer("fixed", ["a"], alpha=1.0)
@@ -327,7 +327,7 @@ def train(kind: str, strategy: tf.distribute.Strategy, worker: int, workers: int
 
         return strategy.run(replica)
 
-    for _ in range(6):
+    for _ in range(4):
         logs = step()
     values = {f"state{i}": v.numpy() for i, v in enumerate(balancer.variables)}
     values.update(w=w.numpy(), table=table.numpy(), weight=logs["weight/a"].numpy())

@@ -2,7 +2,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-import recsys  # noqa: F401  (sets the Keras switch before TensorFlow is imported)
+import recsys  # noqa: F401  (sets the Keras switch that TFRS needs)
 
 
 @pytest.fixture(autouse=True)

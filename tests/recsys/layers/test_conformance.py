@@ -9,7 +9,6 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-import recsys  # noqa: F401
 from recsys import layers
 
 TASKS = ("click", "conversion")

@@ -1,0 +1,84 @@
+"""A client of the endpoint: one request, one answer, errors in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+from rich.table import Table
+
+from recsys.errors import UserError
+
+DEFAULT_URL = "http://127.0.0.1:8501"
+
+
+def rank(request: dict[str, Any], url: str = DEFAULT_URL, timeout: float = 30.0) -> dict[str, Any]:
+    """Ask the service to rank.
+
+    Args:
+        request: The body of `POST /v1/rank`.
+        url: Where the service listens.
+        timeout: Seconds to wait.
+
+    Returns:
+        The answer's body.
+
+    Raises:
+        UserError: The service cannot be reached, or refuses the request.
+    """
+    target = url.rstrip("/") + "/v1/rank"
+    try:
+        answer = httpx.post(target, json=request, timeout=timeout)
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+        raise UserError("This is no URL of a service.", where=url, expected=f"as {DEFAULT_URL}",
+                        found=str(error)) from None
+    except httpx.TimeoutException:
+        raise UserError("The service did not answer in time.", where=target,
+                        expected=f"an answer within {timeout:g} s") from None
+    except httpx.TransportError as error:
+        raise UserError("The service cannot be reached.", where=target, found=str(error),
+                        fix="Start it with: recsys serve MODELS --features FEATURES") from None
+    except ValueError as error:
+        raise UserError("The request cannot be written as JSON.", found=str(error),
+                        fix="Write null where a value is missing.") from None
+    try:
+        body = answer.json()
+    except ValueError:
+        body = None
+    if answer.status_code == httpx.codes.OK and isinstance(body, dict) and "items" in body:
+        return body
+    error_body = body.get("error") if isinstance(body, dict) else None
+    if isinstance(error_body, dict) and error_body.get("message"):
+        fields = {name: str(error_body.get(name) or "")
+                  for name in ("expected", "found", "where", "fix")}
+        raise UserError(f"{error_body['message']} (HTTP {answer.status_code})", **fields)  # type: ignore[arg-type]
+    raise UserError("What answered is no rank service.", where=target,
+                    expected="an answer of recsys serve",
+                    found=f"HTTP {answer.status_code} {answer.text[:80]}")
+
+
+def table(answer: dict[str, Any]) -> Table:
+    """An answer as a table: rank, item, score, and each probability."""
+    items = answer["items"]
+    names = list(items[0]["probabilities"]) if items else []
+    known = "known" if answer["user"]["known"] else "unknown"
+    caption = (f"model version {answer['model_version']}, {known} user, "
+               f"{answer['unknown_items']} unknown items, {answer['took_ms']:.1f} ms")
+    result = Table(caption=caption)
+    result.add_column("rank", justify="right")
+    result.add_column("item")
+    result.add_column("score", justify="right")
+    for name in names:
+        result.add_column(name, justify="right")
+    for item in items:
+        result.add_row(
+            str(item["rank"]),
+            f"{item['id']}" if item["known"] else f"{item['id']} (unknown)",
+            _number(item["score"]),
+            *(_number(item["probabilities"][name]) for name in names),
+        )
+    return result
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.5f}"

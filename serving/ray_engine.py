@@ -1,0 +1,133 @@
+"""The application on Ray Serve: the same answers, from any number of replicas."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from recsys.errors import UserError
+from serving.store import LocalStore
+from serving.versions import Swap, decide, scan
+
+APPLICATION = "recsys"
+
+# HAProxy in front of the replicas takes a fifth of the default proxy's time (docs/benchmarks.md);
+# Ray reads these when it is imported, and its processes inherit them.
+SETTINGS = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+REPLICA_CPUS = 0.5
+"""What a replica claims of a node, so that it fits beside Ray's own actors on two cores."""
+
+
+def build(models: str, features: str, poll_seconds: float, threads: int | None) -> Any:
+    """The application, built in the replica."""
+    from serving.app import create_app
+
+    return create_app(models, features, poll_seconds=poll_seconds, threads=threads)
+
+
+def preflight(models: Path, features: Path) -> None:
+    """Fail here, with the reason, rather than in a replica. Loads no model.
+
+    Raises:
+        UserError: There is no version that can serve, or the tables are of other features.
+    """
+    store = LocalStore(features)
+    *refusals, last = decide(scan(models), None, {}, [store.fingerprint])
+    if not isinstance(last, Swap):
+        found = "; ".join(f"version {each.version}: {each.reason}" for each in refusals)  # type: ignore[union-attr]
+        raise UserError(
+            "There is no model version that can serve.",
+            where=str(models),
+            expected=f"a whole version, built from features {store.fingerprint} ({features})",
+            found=found or "no version (a version is a folder named by an integer)",
+            fix="Publish one with: recsys publish RUN --models MODELS",
+        )
+
+
+def serve_on_ray(
+    models: str | Path,
+    features: str | Path,
+    host: str,
+    port: int,
+    ready: Callable[[str], None],
+    *,
+    poll_seconds: float = 2.0,
+    threads: int | None = None,
+    replicas: int = 1,
+    ray_address: str | None = None,
+) -> None:
+    """As `serving.engine.serve`, on Ray Serve."""
+    from serving.engine import listen, url_of
+
+    # Ray's own processes will listen; this one only finds out whether they can.
+    listener = listen(host, port)
+    url, port = url_of(host, listener), listener.getsockname()[1]
+    listener.close()
+    models, features = Path(models).absolute(), Path(features).absolute()
+    preflight(models, features)
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    stop = threading.Event()
+    before = {each: signal.signal(each, lambda *_: stop.set())
+              for each in (signal.SIGINT, signal.SIGTERM)}
+    import ray
+    from ray import serve
+
+    try:
+        ray.init(
+            address=ray_address,
+            include_dashboard=None if ray_address else False,
+            log_to_driver=False,
+            logging_level="WARNING",
+            **({} if ray_address else {"num_cpus": max(2, os.cpu_count() or 2)}),
+        )
+        serve.start(http_options={"host": host, "port": port},
+                    logging_config={"log_level": "WARNING", "enable_access_log": False})
+        application = deployment(models, features, poll_seconds, threads, replicas).bind()
+        serve.run(application, name=APPLICATION, route_prefix="/")
+        ready(url)
+        stop.wait()
+    except (RuntimeError, ConnectionError, TimeoutError) as error:
+        raise UserError("Ray Serve could not start the service.", where=url,
+                        found=str(error).strip().splitlines()[-1],
+                        fix="See the replica's log below /tmp/ray/session_latest/logs/serve, or "
+                        "use --engine local.") from error
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        if ray.is_initialized():
+            serve.shutdown()
+            ray.shutdown()
+
+
+def deployment(models: Path, features: Path, poll_seconds: float, threads: int | None,
+               replicas: int) -> Any:
+    """The application as a Ray Serve deployment."""
+    from ray import serve
+
+    @serve.deployment(
+        name="rank",
+        num_replicas=replicas,
+        # The application turns requests away itself, with a reason, at its own limit.
+        max_ongoing_requests=256,
+        ray_actor_options={"num_cpus": REPLICA_CPUS},
+        graceful_shutdown_timeout_s=10,
+        graceful_shutdown_wait_loop_s=0.1,
+    )
+    @serve.ingress(partial(build, str(models), str(features), poll_seconds, threads))
+    class Rank:
+        """Serves the application; all its routes are the application's own."""
+
+    return Rank

@@ -1,0 +1,110 @@
+import numpy as np
+import tensorflow as tf
+
+from recsys.layers import PLE, MMoE, SharedBottom
+from recsys.layers.gated_tower import GatedTower
+
+TASKS = ("click", "conversion")
+
+
+def softmax(x):
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def dense(layer, x):
+    return x @ layer.kernel.numpy() + layer.bias.numpy()
+
+
+def test_shared_bottom_is_one_tower():
+    layer = SharedBottom(TASKS, [4])
+    x = tf.random.normal([3, 5])
+    output = layer(x)
+    assert list(output) == list(TASKS)
+    np.testing.assert_array_equal(output["click"], layer.bottom(x))
+    np.testing.assert_array_equal(output["click"], output["conversion"])
+
+
+def test_mmoe_is_the_gated_average_of_its_experts():
+    layer = MMoE(TASKS, [6, 4], experts=3)
+    x = tf.random.normal([5, 7])
+    output = layer(x)
+    experts = np.stack([tower(x) for tower in layer.towers], axis=1)
+    gates = softmax(dense(layer.gate, x.numpy()).reshape(5, 2, 3))
+    for index, task in enumerate(TASKS):
+        expected = (gates[:, index, :, None] * experts).sum(axis=1)
+        np.testing.assert_allclose(output[task], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_ple_by_the_paper():
+    """Two levels, two shared experts, one of each task, written out."""
+    layer = PLE(TASKS, [4], levels=2, shared_experts=2, task_experts=1)
+    x = tf.random.normal([5, 7])
+    output = layer(x)
+    tower = {t.name: t for t in layer.towers}
+    gate = {g.name: g for g in layer.gates}
+    assert len(tower) == 8 and len(gate) == 5
+
+    def mix(name, source, outputs):
+        weights = softmax(dense(gate[name], source))
+        return (weights[:, :, None] * np.stack(outputs, axis=1)).sum(axis=1)
+
+    shared, click, conversion = (x.numpy(),) * 3
+    for level in (0, 1):
+        s = [tower[f"level_{level}_shared_{i}"](shared).numpy() for i in (0, 1)]
+        a = tower[f"level_{level}_task_0_0"](click).numpy()
+        b = tower[f"level_{level}_task_1_0"](conversion).numpy()
+        click, conversion = (
+            mix(f"level_{level}_task_0_gate", click, [a, *s]),
+            mix(f"level_{level}_task_1_gate", conversion, [b, *s]),
+        )
+        if level == 0:
+            shared = mix("level_0_shared_gate", shared, [*s, a, b])
+    np.testing.assert_allclose(output["click"], click, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(output["conversion"], conversion, rtol=1e-5, atol=1e-6)
+
+
+def test_a_tasks_own_experts_are_not_reached_by_the_other_task():
+    layer = PLE(TASKS, [4], levels=1)
+    x = tf.random.normal([5, 7])
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(layer(x)["click"])
+    names = [w.name for w in layer.trainable_weights]
+    grads = dict(zip(names, tape.gradient(loss, layer.trainable_weights), strict=True))
+    assert all((grad is None) == ("task_1" in name) for name, grad in grads.items())
+    assert sum("task_1" in name for name in names) == 4
+
+
+def test_recomputation_gives_the_same_gradients_with_dropout():
+    x, seed = tf.random.normal([8, 6]), tf.constant([1, 2])
+    for kind in (SharedBottom, MMoE, PLE):
+        grads, weights = [], None
+        for recompute in (False, True):
+            layer = kind(TASKS, [5, 4], dropout=0.4, recompute=recompute)
+            layer(x)
+            weights = weights or layer.get_weights()
+            layer.set_weights(weights)
+            with tf.GradientTape() as tape:
+                output = layer(x, training=True, seed=seed)
+                loss = tf.add_n([tf.reduce_sum(tf.square(o)) for o in output.values()])
+            grads.append(tape.gradient(loss, layer.trainable_weights))
+        for plain, recomputed in zip(*grads, strict=True):
+            np.testing.assert_array_equal(recomputed, plain)
+
+
+def test_experts_drop_apart_from_one_another():
+    layer = MMoE(TASKS, [64], experts=2, dropout=0.5)
+    x = tf.ones([4, 3])
+    layer(x)
+    layer.towers[1].set_weights(layer.towers[0].get_weights())
+    seeds = []
+    original = GatedTower.call
+
+    def watched(self, x, training=False, seed=None):
+        seeds.append(seed.numpy().tolist())
+        return original(self, x, training, seed)
+
+    for tower in layer.towers:
+        tower.call = watched.__get__(tower)
+    layer(x, training=True, seed=tf.constant([1, 2]))
+    assert len(seeds) == 2 and seeds[0] != seeds[1]

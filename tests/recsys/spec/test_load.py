@@ -1,0 +1,136 @@
+"""A spec is read whole or refused with every fault and its place."""
+
+from pathlib import Path
+
+import pytest
+
+from recsys.errors import SpecError, UserError
+from recsys.spec import dumps, fingerprints, load, loads
+from recsys.spec.records import Quantiles, TimeSplit, Vocabulary
+
+SPECS = sorted((Path(__file__).parents[3] / "infra" / "specs").glob("*.yaml"))
+
+SHOP = """
+name: shop
+data:
+  impressions: log.csv
+  keys: {user: user, item: item, request: session}
+  time: {column: ts, unit: s}
+  split: {validation: 0.1, test: 0.1}
+features:
+- {name: user, owner: user, encode: vocabulary}
+- {name: item, owner: item, encode: vocabulary}
+- {name: price, owner: item, encode: {kind: quantiles, buckets: 5}}
+- {name: hour, owner: context, encode: vocabulary}
+tasks:
+- {name: click, label: {column: clicked}}
+- {name: buy, label: {column: bought}, given: click}
+"""
+
+
+def faults_of(text: str) -> dict[str, str]:
+    with pytest.raises(SpecError) as caught:
+        loads(text, "shop.yaml")
+    return {fault.where: fault.message for fault in caught.value.faults}
+
+
+def test_short_forms_are_the_long_ones() -> None:
+    spec = loads(SHOP)
+    assert spec.features[0].encode == Vocabulary()
+    assert spec.features[2].encode == Quantiles(buckets=5)
+    assert spec.data.impressions.path == "log.csv"
+    assert spec.data.split.kind == "fraction"
+
+
+@pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
+def test_shipped_specs_are_sound_and_read_back_equal(path: Path) -> None:
+    spec = load(path)
+    assert loads(dumps(spec)) == spec
+    assert loads(dumps(spec.shrunk())) == spec.shrunk()
+
+
+def test_all_faults_come_at_once_with_their_lines() -> None:
+    text = (
+        SHOP.replace("owner: user, encode", "owner: usr, encode", 1)
+        .replace("buckets: 5", "bucket: 5")
+        .replace("given: click", "given: clik")
+        + "evaluate: {slices: [hours]}\nservee: {}\n"
+    )
+    faults = faults_of(text)
+    assert set(faults) == {
+        "shop.yaml:9 features[0].owner",
+        "shop.yaml:11 features[2].encode.bucket",
+        "shop.yaml:15 tasks[buy].given",
+        "shop.yaml:16 evaluate.slices[0]",
+        "shop.yaml:17 servee",
+    }
+    assert "'user', 'item' or 'context'" in faults["shop.yaml:9 features[0].owner"]
+    assert "expected one of click" in faults["shop.yaml:15 tasks[buy].given"]
+
+
+def test_a_name_that_dangles_since_its_record_is_faulty_is_no_second_fault() -> None:
+    text = SHOP.replace("{name: hour, owner: context", "{name: hour, owner: contxt")
+    assert list(faults_of(text + "evaluate: {slices: [hour]}\n")) == [
+        "shop.yaml:12 features[3].owner"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "where", "message"),
+    [
+        (("name: buy", "name: click"), "tasks", "2 tasks are named 'click'"),
+        (("name: item,", "name: user,"), "features", "2 features are named 'user'"),
+        (("validation: 0.1, test: 0.1", "validation: 0.5, test: 0.5"), "split", "no rows"),
+        (("{column: ts, unit: s}", "{column: ts, unit: sec}"), "unit", "'s', 'ms'"),
+        (("encode: vocabulary}", "encode: vocab}"), "encode", "expected a kind of"),
+        (("given: click", "given: buy"), "given", "circle"),
+        (("given: click", "given: click, weight: -1"), "weight", "greater than or equal to 0"),
+        (("test: 0.1", 'test: "0.1"'), "test", "valid number"),
+        (("bought}", "bought}, ranking: pairwise, inverse_propensity: true"), "tasks[buy]",
+         "needs space: observed"),
+        (("name: shop", "name: shop\nname: shop"), "name", "twice"),
+        (("name: shop", "name: shop\nserve: {blend: {buys: 1.0}}"), "blend", "no task is named"),
+        (("name: shop", "name: shop\nserve: {blend: {buy: 0.0}}"), "blend", "score the same"),
+        (("name: shop", "name: shop\nmodel: {position: item}"), "position", "context feature"),
+        (("quantiles, buckets: 5", "history, of: price"), "encode.of", "no item feature"),
+        (("quantiles, buckets: 5", "counter, by: [item], task: by"), "encode.task", "'by'"),
+        (("  impressions: log.csv", "  actions: {click: {path: clicks}}\n  impressions: a.csv"),
+         "actions", "time column"),
+        (("encode: vocabulary}", "encode: vocabulary, separator: ';'}"), "separator", "max_length"),
+    ],
+)  # fmt: skip
+def test_each_fault_is_named(change: tuple[str, str], where: str, message: str) -> None:
+    text = SHOP.replace(*change, 1)
+    assert text != SHOP
+    found = [w for w, m in faults_of(text).items() if where in w and message in m]
+    assert found, faults_of(text)
+
+
+@pytest.mark.parametrize("text", ["", "- a", "name: [", "name: shop\n\tx: 1", "3"])
+def test_what_is_no_spec_is_one_clear_fault(text: str) -> None:
+    with pytest.raises(SpecError, match="shop.yaml:1|shop.yaml:2"):
+        loads(text, "shop.yaml")
+
+
+def test_a_missing_file_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        load(tmp_path / "none.yaml")
+
+
+def test_dates_are_dates() -> None:
+    split = loads(
+        SHOP.replace(
+            "{validation: 0.1, test: 0.1}", "{train_to: 2026-01-02, validation_to: 2026-01-03}"
+        )
+    ).data.split
+    assert isinstance(split, TimeSplit) and split.train_to.isoformat() == "2026-01-02"
+
+
+def test_fingerprints_change_with_what_they_cover_alone() -> None:
+    before = fingerprints(loads(SHOP))
+    tower = fingerprints(loads(SHOP + "model: {towers: [8]}\n"))
+    blend = fingerprints(loads(SHOP + "serve: {blend: {buy: 1.0}}\n"))
+    bucket = fingerprints(loads(SHOP.replace("buckets: 5", "buckets: 6")))
+    assert {k for k in before if before[k] != tower[k]} == {"model"}
+    assert {k for k in before if before[k] != blend[k]} == {"serve"}
+    assert {k for k in before if before[k] != bucket[k]} == {"features"}

@@ -1,0 +1,113 @@
+"""What is written appears whole or not at all, and is refused where it does not fit."""
+
+import errno
+import json
+import os
+import pickle
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recsys.artifacts import (
+    read_manifest,
+    require_fingerprint,
+    write_folder,
+    write_json,
+    write_manifest,
+)
+from recsys.errors import SpecError, UserError
+
+
+def test_a_folder_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), write_folder(tmp_path / "out") as folder:
+        (folder / "half").write_text("x")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_not_there_before_it_is_whole(tmp_path: Path) -> None:
+    with write_folder(tmp_path / "out") as folder:
+        (folder / "a").write_text("x")
+        assert not (tmp_path / "out").exists()
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a"]
+
+
+def test_a_full_folder_is_not_overwritten_unless_asked(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine").write_text("precious")
+    with pytest.raises(UserError, match="not empty"), write_folder(out):
+        pass
+    assert (out / "mine").read_text() == "precious"
+    with write_folder(out, replace=True) as folder:
+        (folder / "new").write_text("x")
+    assert [p.name for p in out.iterdir()] == ["new"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_full_disk_leaves_the_old_artifact(tmp_path: Path) -> None:
+    # A real limit of the kernel on what a process may write stands in for a full disk.
+    out = tmp_path / "out"
+    with write_folder(out) as folder:
+        (folder / "a").write_text("old")
+    script = (
+        "import resource, signal, sys\n"
+        "from recsys.artifacts import write_folder\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n"
+        "    with write_folder(sys.argv[1], replace=True) as folder:\n"
+        "        (folder / 'a').write_text('x' * 10000)\n"
+        "except OSError as error:\n"
+        "    print(error.errno)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(out)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str(errno.EFBIG)
+    assert (out / "a").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1000
+
+
+def test_json_has_no_nan(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"x": float("nan"), "y": [1.5, float("inf")]})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": None, "y": [1.5, None]}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_manifests_are_refused_by_kind_format_and_damage(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run folder") as missing:
+        read_manifest(tmp_path / "none", "run")
+    assert "recsys train" in missing.value.fix
+    write_manifest(tmp_path, "features", {"features": "a"}, {"rows": 3})
+    assert read_manifest(tmp_path, "features")["rows"] == 3
+    with pytest.raises(UserError, match="another kind"):
+        read_manifest(tmp_path, "run")
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"format_version": 99}))
+    with pytest.raises(UserError, match="format version"):
+        read_manifest(tmp_path, "features")
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        read_manifest(tmp_path, "features")
+
+
+def test_a_mismatch_names_both_and_the_remedy(tmp_path: Path) -> None:
+    manifest = {"fingerprints": {"features": "aaaa"}}
+    require_fingerprint(manifest, "features", "aaaa", where="F", fix="x")
+    with pytest.raises(UserError) as caught:
+        require_fingerprint(manifest, "features", "bbbb", where="F", fix="recsys features ...")
+    assert "aaaa" in str(caught.value) and "bbbb" in str(caught.value)
+    assert "recsys features ..." in str(caught.value)
+
+
+def test_errors_cross_processes_whole() -> None:
+    error = UserError("m", expected="e", found="f", where="w", fix="x", exit_code=3)
+    copy = pickle.loads(pickle.dumps(error))
+    assert (str(copy), copy.exit_code) == (str(error), 3)
+    faults = SpecError("spec", [])
+    assert str(pickle.loads(pickle.dumps(faults))) == str(faults)

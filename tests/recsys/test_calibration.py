@@ -1,0 +1,286 @@
+"""Calibration: recovers known distortions, keeps the ranking, equals itself in the graph."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
+
+from recsys import metrics
+from recsys.calibration import (
+    IDENTITY,
+    Calibration,
+    CalibrationLayer,
+    calibration_report,
+    fit_calibration,
+    fit_funnel,
+    isotonic_regression,
+)
+
+NAN = math.nan
+KINDS = ("temperature", "platt", "isotonic")
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def world(distort, n: int = 200_000, mean: float = -3.0):
+    """Labels drawn from true logits, and the logits as a distorting model gives them."""
+    rng = np.random.default_rng(0)
+    truth = rng.normal(mean, 1.5, n)
+    return (rng.random(n) < sigmoid(truth)).astype(float), distort(truth), truth
+
+
+def examples() -> list[Calibration]:
+    y, x, _ = world(lambda t: 0.4 * t + np.tanh(t) - 1, 20_000)
+    return [IDENTITY, *(fit_calibration(kind, y, x) for kind in KINDS)]
+
+
+class TestFit:
+    def test_temperature_is_recovered(self) -> None:
+        y, x, _ = world(lambda t: 2.5 * t)
+        record = fit_calibration("temperature", y, x)
+        assert record.parameters["temperature"] == pytest.approx(2.5, rel=0.02)
+
+    def test_platt_is_recovered(self) -> None:
+        y, x, _ = world(lambda t: (t - 1.0) / 0.5)  # so that t = 0.5 x + 1
+        record = fit_calibration("platt", y, x)
+        assert record.parameters["slope"] == pytest.approx(0.5, rel=0.02)
+        assert record.parameters["intercept"] == pytest.approx(1.0, rel=0.02)
+
+    def test_platt_equals_logistic_regression(self) -> None:
+        y, x, _ = world(lambda t: 0.3 * t + 1, 5000)
+        w = np.random.default_rng(1).uniform(0.5, 2.0, y.size)
+        record = fit_calibration("platt", y, x, w)
+        peer = LogisticRegression(C=np.inf, tol=1e-10).fit(x[:, None], y, w)
+        # Platt's targets differ from 0 and 1 by one in the number of each class.
+        assert record.parameters["slope"] == pytest.approx(peer.coef_[0, 0], rel=0.01)
+        assert record.parameters["intercept"] == pytest.approx(peer.intercept_[0], rel=0.01)
+
+    def test_isotonic_bends_where_platt_cannot(self) -> None:
+        y, x, truth = world(lambda t: np.sinh(t / 2))
+        before = metrics.ece(y, sigmoid(x))
+        isotonic = metrics.ece(y, fit_calibration("isotonic", y, x).apply(x))
+        platt = metrics.ece(y, fit_calibration("platt", y, x).apply(x))
+        best = metrics.ece(y, sigmoid(truth))  # the noise of the labels
+        assert isotonic < 0.5 * platt < before
+        assert isotonic < best + 0.001
+
+    def test_isotonic_has_at_most_the_knots_allowed(self) -> None:
+        y, x, _ = world(lambda t: t)
+        for limit in (1, 2, 7, 100):
+            knots = fit_calibration("isotonic", y, x, max_knots=limit).parameters["x"]
+            assert 1 <= len(knots) <= limit
+
+    def test_isotonic_on_few_events_stays_near_platt(self) -> None:
+        """Fitted on some hundred positives, scored on fresh rows."""
+        y, x, _ = world(lambda t: 2 * t + 1, 400_000, mean=-7.0)
+        few, fresh = slice(0, 30_000), slice(30_000, None)
+        assert 50 < y[few].sum() < 150
+        loss = {
+            kind: metrics.log_loss(
+                y[fresh], fit_calibration(kind, y[few], x[few]).apply(x[fresh])
+            )
+            for kind in ("platt", "isotonic")
+        }
+        assert loss["isotonic"] < 1.02 * loss["platt"]
+
+    @pytest.mark.parametrize("kind", ["platt", "isotonic"])
+    def test_undoes_the_thinning_of_negatives(self, kind: str) -> None:
+        """Held-out rows with all negatives: logits from a tenth of them are log 10 too high."""
+        y, x, _ = world(lambda t: t + math.log(10))
+        report = calibration_report(fit_calibration(kind, y, x), y, x)
+        assert report["ece_before"] > 0.1
+        assert report["ece_after"] < 0.002
+        assert report["log_loss_after"] < report["log_loss_before"]
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_ranking_is_kept(self, kind: str) -> None:
+        y, x, _ = world(lambda t: 0.4 * t + np.tanh(t), 20_000)
+        calibrated = fit_calibration(kind, y, x).apply(x)
+        assert metrics.auc(y, calibrated) == metrics.auc(y, x)
+        order = np.argsort(x)
+        assert (np.diff(calibrated[order]) > 0).all()
+
+    def test_weights_are_repetitions(self) -> None:
+        y, x, _ = world(lambda t: 2 * t + 1, 2000, mean=0.0)
+        w = np.random.default_rng(1).integers(1, 4, y.size)
+        for kind in ("temperature", "platt"):
+            a = fit_calibration(kind, y, x, w).parameters
+            b = fit_calibration(kind, np.repeat(y, w), np.repeat(x, w)).parameters
+            assert a == pytest.approx(b, rel=1e-6)
+
+
+class TestHostile:
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize(
+        ("labels", "reason"),
+        [([0, 0, 0], "only label 0"), ([1, 1, 1], "only label 1"), ([1], "only label 1"),
+         ([], "no usable rows"), ([NAN, NAN], "no usable rows")],
+    )
+    def test_nothing_to_fit_is_identity_with_the_reason(self, kind, labels, reason) -> None:
+        record = fit_calibration(kind, labels, np.linspace(-1, 1, len(labels)))
+        assert record.kind == "identity" and reason in record.warning
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_extreme_and_broken_logits(self, kind: str) -> None:
+        y, x, _ = world(lambda t: t, 5000)
+        clean = fit_calibration(kind, y, x)
+        dirty = fit_calibration(
+            kind, np.r_[y, 1, 0, NAN], np.r_[x, NAN, math.inf, 3.0]
+        )
+        assert dirty == clean
+        record = fit_calibration(kind, [0, 1, 0, 1], [-1e4, 1e4, 1e4, -1e4])
+        p = record.apply([-1e4, 0.0, 1e4])
+        assert np.isfinite(p).all() and (np.diff(p) >= 0).all()
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_separable_labels(self, kind: str) -> None:
+        x = np.linspace(-1, 1, 40)
+        record = fit_calibration(kind, x > 0, x)
+        p = record.apply(x)
+        assert np.isfinite(p).all() and (np.diff(p) >= 0).all()
+
+    def test_a_ranking_upside_down_is_not_turned(self) -> None:
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=4000)
+        y = (rng.random(4000) < sigmoid(-x - 1)).astype(float)
+        assert fit_calibration("temperature", y, x).kind == "identity"
+        for kind in ("platt", "isotonic"):
+            record = fit_calibration(kind, y, x)
+            assert record.warning and "mean" in record.warning
+            p = record.apply(x)
+            assert (np.diff(p[np.argsort(x)]) > 0).all()
+            if kind == "platt":
+                assert p.mean() == pytest.approx(y.mean(), abs=1e-6)
+
+    def test_constant_logits(self) -> None:
+        y, x = [0, 0, 0, 1] * 500, np.full(2000, 2.0)
+        for kind in ("platt", "isotonic"):
+            assert fit_calibration(kind, y, x).apply([2.0])[0] == pytest.approx(0.25, abs=0.01)
+
+    def test_faulty_input_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="kind"):
+            fit_calibration("beta", [0, 1], [0.0, 1.0])
+        with pytest.raises(ValueError, match="0 or 1"):
+            fit_calibration("platt", [0, 2], [0.0, 1.0])
+        with pytest.raises(ValueError, match="rows"):
+            fit_calibration("platt", [0, 1], [0.0])
+
+
+class TestFunnel:
+    def test_the_second_stage_is_fitted_on_clicked_rows(self) -> None:
+        rng = np.random.default_rng(0)
+        n = 200_000
+        click_truth, buy_truth = rng.normal(-1, 1, n), rng.normal(-2, 1, n)
+        click = rng.random(n) < sigmoid(click_truth)
+        buy = np.where(click, rng.random(n) < sigmoid(buy_truth), NAN)
+        records = fit_funnel(
+            {"click": "platt", "buy": "platt"},
+            {"click": click, "buy": buy},
+            {"click": 2 * click_truth, "buy": buy_truth + 1},
+            {"buy": "click"},
+        )
+        assert records["click"].parameters["slope"] == pytest.approx(0.5, rel=0.03)
+        assert records["buy"].parameters["intercept"] == pytest.approx(-1.0, rel=0.05)
+        p_click = records["click"].apply(2 * click_truth)
+        both = p_click * records["buy"].apply(buy_truth + 1)
+        assert (both <= p_click).all()
+        assert metrics.ece(np.nan_to_num(buy), both) < 0.003
+
+    def test_unclicked_rows_labelled_zero_do_not_count(self) -> None:
+        labels = {"click": [1, 1, 0, 0] * 100, "buy": [1, 0, 0, 0] * 100}
+        logits = {"click": np.zeros(400), "buy": np.zeros(400)}
+        records = fit_funnel({"buy": "platt"}, labels, logits, {"buy": "click"})
+        assert records["buy"].apply([0.0])[0] == pytest.approx(0.5, abs=0.01)
+
+
+class TestIsotonicRegression:
+    def test_equals_sklearn(self) -> None:
+        rng = np.random.default_rng(0)
+        for n in (1, 2, 50):
+            v, w = rng.normal(size=n), rng.uniform(0.1, 3, n)
+            levels, starts = isotonic_regression(v, w)
+            assert (np.diff(levels) > 0).all()
+            fitted = np.repeat(levels, np.diff(np.r_[starts, n]))
+            peer = IsotonicRegression().fit(np.arange(n), v, w).predict(np.arange(n))
+            np.testing.assert_allclose(fitted, peer, atol=1e-12)
+
+
+class TestRecord:
+    @pytest.mark.parametrize("record", examples(), ids=lambda r: r.kind)
+    def test_json_round_trip(self, record: Calibration) -> None:
+        again = Calibration.from_json(json.loads(json.dumps(record.to_json(), allow_nan=False)))
+        assert again == record
+
+    def test_isotonic_by_hand(self) -> None:
+        record = Calibration("isotonic", {"x": (0.0, 2.0, 3.0), "y": (-1.0, 0.0, 3.0)})
+        got = record.apply_logit([-5.0, 0.0, 1.0, 2.0, 2.5, 3.0, 4.0, NAN])
+        np.testing.assert_allclose(got, [-6.0, -1.0, -0.5, 0.0, 1.5, 3.0, 4.0, NAN])
+
+    @pytest.mark.parametrize(
+        ("kind", "parameters"),
+        [("beta", {}), ("platt", {"slope": 1.0}), ("temperature", {"temperature": 0.0}),
+         ("platt", {"slope": -1.0, "intercept": 0.0}),
+         ("temperature", {"temperature": NAN}),
+         ("isotonic", {"x": (0.0, 0.0), "y": (0.0, 1.0)}), ("isotonic", {"x": (), "y": ()})],
+    )
+    def test_faulty_records_are_refused(self, kind, parameters) -> None:
+        with pytest.raises(ValueError):
+            Calibration(kind, parameters)
+
+
+GRID = np.r_[-1e4, np.linspace(-30, 30, 4001), 1e4].astype(np.float32)
+
+
+@pytest.mark.parametrize("record", examples(), ids=lambda r: r.kind)
+class TestLayer:
+    def test_equals_numpy_in_eager_graph_and_xla(self, record: Calibration) -> None:
+        layer = CalibrationLayer(record)
+        expected = record.apply(GRID)
+        for call in (layer, tf.function(layer), tf.function(layer, jit_compile=True)):
+            np.testing.assert_allclose(call(tf.constant(GRID)), expected, atol=1e-6, rtol=0)
+        logits = CalibrationLayer(record, output="logit")(tf.constant(GRID))
+        np.testing.assert_allclose(tf.sigmoid(logits), expected, atol=1e-6)
+
+    def test_shapes_and_half_precision(self, record: Calibration) -> None:
+        layer = CalibrationLayer(record)
+        for dtype in (tf.float16, tf.bfloat16):
+            x = tf.cast(tf.constant([[0.3], [-2.0]]), dtype)
+            out = layer(x)
+            assert out.shape == (2, 1) and out.dtype == tf.float32
+            np.testing.assert_allclose(out, record.apply(tf.cast(x, tf.float32)), atol=1e-6)
+
+    def test_saved_and_loaded_without_custom_objects(self, record, tmp_path) -> None:
+        inputs = tf_keras.Input([1])
+        model = tf_keras.Model(inputs, CalibrationLayer(record, name="calibrated")(inputs))
+        for name in ("model", "model.keras"):
+            model.save(tmp_path / name)
+            again = tf_keras.models.load_model(tmp_path / name)
+            np.testing.assert_array_equal(
+                again(GRID[:, None]), model(GRID[:, None])
+            )
+            assert again.get_layer("calibrated").get_config()["record"] == record.to_json()
+        plain = tf.saved_model.load(str(tmp_path / "model"))
+        np.testing.assert_allclose(
+            plain(tf.constant(GRID[:, None])), record.apply(GRID[:, None]), atol=1e-6
+        )
+
+    def test_converts_to_lite_with_built_in_ops_alone(self, record: Calibration) -> None:
+        layer = CalibrationLayer(record)
+        function = tf.function(layer.call, input_signature=[tf.TensorSpec([None, 1])])
+        converter = tf.lite.TFLiteConverter.from_concrete_functions(
+            [function.get_concrete_function()], layer
+        )
+        lite = tf.lite.Interpreter(model_content=converter.convert())
+        lite.resize_tensor_input(lite.get_input_details()[0]["index"], [GRID.size, 1])
+        lite.allocate_tensors()
+        lite.set_tensor(lite.get_input_details()[0]["index"], GRID[:, None])
+        lite.invoke()
+        out = lite.get_tensor(lite.get_output_details()[0]["index"])
+        np.testing.assert_allclose(out[:, 0], record.apply(GRID), atol=1e-5)

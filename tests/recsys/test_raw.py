@@ -1,0 +1,79 @@
+"""Raw values are made canonical alike, from Arrow in the job and from JSON in the service."""
+
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recsys.raw import canonical, canonical_values
+from recsys.schema import RawColumn
+
+TEXT = RawColumn("x", "string", "item")
+NUMBER = RawColumn("x", "float32", "item")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (pa.array([1, None, -3]), ["1", "", "-3"]),
+        (pa.array([1.0, float("nan"), 2.5]), ["1", "", "2.5"]),
+        (pa.array([True, False, None]), ["1", "0", ""]),
+        (pa.array(["a", "", None]), ["a", "", ""]),
+        (pa.array([["a", "b"], [], None]), ["a,b", "", ""]),
+        (pa.array([[1, 2], [3]]), ["1,2", "3"]),
+        (pa.array([b"a", None]), ["a", ""]),
+        (pa.array(["a", "b", "a"]).dictionary_encode(), ["a", "b", "a"]),
+        (pa.chunked_array([pa.array([1]), pa.array([2])]), ["1", "2"]),
+        (pa.nulls(2), ["", ""]),
+    ],
+)
+def test_text(values: pa.Array, expected: list[str]) -> None:
+    result, bad = canonical(values, TEXT)
+    assert result.type == pa.string()
+    assert result.to_pylist() == expected
+    assert not bad.any()
+
+
+def test_text_that_does_not_fit_is_bad() -> None:
+    result, bad = canonical(pa.array([1.5, float("inf")]), TEXT)
+    assert bad.tolist() == [False, True]
+    assert canonical(pa.array([b"\xff", b"a"]), TEXT)[1].tolist() == [True, False]
+    assert canonical(pa.array([{"a": 1}]), TEXT)[1].tolist() == [True]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected", "wrong"),
+    [
+        (pa.array([1, None]), [1.0, math.nan], [False, False]),
+        (pa.array([" 1.5", "", "x", "nan", "1e2"]), [1.5, math.nan, math.nan, math.nan, 100.0],
+         [False, False, True, False, False]),
+        (pa.array([1e300, 2.0]), [math.nan, 2.0], [True, False]),
+        (pa.array([True]), [1.0], [False]),
+        (pa.array([[1.0]]), [math.nan], [True]),
+        (pa.nulls(1), [math.nan], [False]),
+    ],
+)  # fmt: skip
+def test_numbers(values: pa.Array, expected: list[float], wrong: list[bool]) -> None:
+    result, bad = canonical(values, NUMBER)
+    assert result.type == pa.float32()
+    np.testing.assert_array_equal(result.to_numpy(), np.array(expected, np.float32))
+    assert bad.tolist() == wrong
+
+
+json_values = st.one_of(
+    st.none(), st.booleans(), st.integers(-(10**12), 10**12), st.text(max_size=5),
+    st.floats(allow_infinity=False, width=32), st.lists(st.integers(0, 9), max_size=3),
+)  # fmt: skip
+
+
+@given(st.lists(json_values, min_size=1, max_size=6), st.sampled_from([TEXT, NUMBER]))
+def test_a_value_is_read_alike_alone_and_among_others(values: list, column: RawColumn) -> None:
+    together, bad = canonical_values(values, column)
+    for row, value in enumerate(values):
+        alone, alone_bad = canonical_values([value], column)
+        assert bad[row] == alone_bad[0]
+        if not bad[row]:
+            np.testing.assert_array_equal(together[row], alone[0])

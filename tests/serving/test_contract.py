@@ -1,0 +1,177 @@
+"""Request bodies in: canonical values out, or faults with their places."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import jsonschema
+import orjson
+import pytest
+
+from recsys.spec import Spec
+from serving.contract import Contract, parse_json
+from serving.faults import RequestError
+
+
+@pytest.fixture(scope="module")
+def contract(spec: Spec) -> Contract:
+    return Contract(spec)
+
+
+def refusal(contract: Contract, body: object) -> RequestError:
+    text = body if isinstance(body, bytes) else json.dumps(body).encode()
+    with pytest.raises(RequestError) as caught:
+        contract.parse(text)
+    return caught.value
+
+
+def test_a_full_request(contract: Contract) -> None:
+    request = contract.parse(json.dumps({
+        "user": {"id": 7, "features": {"country": "fr", "seen": ["i1", 2], "activity": 3}},
+        "context": {"device": "tv", "shelf": "top"},
+        "candidates": [40, {"id": "i1", "features": {"price": 2, "tags": ["a", "b"]}}, "i2"],
+        "top_k": 2,
+    }).encode())
+    assert request.user_key == "7"
+    assert request.user == {"country": "fr", "activity": 3.0, "seen": "i1,2"}
+    assert request.context == {"device": "tv", "shelf": "top"}
+    assert request.ids == [40, "i1", "i2"]
+    assert request.keys == ["40", "i1", "i2"]
+    assert {name: (at.tolist(), values.tolist()) for name, (at, values) in
+            request.items.items()} == {"price": ([1], [2.0]), "tags": ([1], ["a|b"])}
+    assert request.top_k == 2
+
+
+def test_a_candidate_that_comes_twice_is_ranked_once_with_its_first_features(
+    contract: Contract,
+) -> None:
+    request = contract.parse(json.dumps({
+        "user": {"id": "u1"},
+        "candidates": [{"id": 40, "features": {"price": 1}}, "i1", "40",
+                       {"id": 40, "features": {"price": 9}}],
+    }).encode())
+    assert request.ids == [40, "i1"]
+    assert request.duplicates == 2
+    assert request.items["price"][1].tolist() == [1.0]
+
+
+def test_null_and_nan_are_missing(contract: Contract) -> None:
+    request = contract.parse(
+        b'{"user": {"features": {"activity": NaN, "country": null}}, "candidates": '
+        b'[{"id": "i1", "features": {"price": null, "tags": NaN}}], "top_k": null}'
+    )
+    assert request.user_key is None
+    assert math.isnan(request.user["activity"]) and request.user["country"] == ""
+    assert math.isnan(request.items["price"][1][0]) and request.items["tags"][1][0] == ""
+
+
+GOOD = {"user": {"id": "u1"}, "candidates": ["i1"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "where", "message"),
+    [
+        ({"candidates": []}, "candidates", "no candidates"),
+        ({"candidates": ["i1"] * 301}, "candidates", "too many candidates"),
+        ({"candidates": None}, "candidates", "list is needed"),
+        ({"candidates": {"id": 1}}, "candidates", "list is needed"),
+        ({"candidates": [None]}, "candidates[0].id", "id does not fit"),
+        ({"candidates": ["i1", ""]}, "candidates[1].id", "id does not fit"),
+        ({"candidates": [True]}, "candidates[0].id", "id does not fit"),
+        ({"candidates": [1.5]}, "candidates[0].id", "id does not fit"),
+        ({"candidates": [["i1"]]}, "candidates[0].id", "id does not fit"),
+        ({"candidates": [{}]}, "candidates[0].id", "is missing"),
+        ({"candidates": [{"id": 1, "price": 2}]}, "candidates[0].price", "unknown here"),
+        ({"candidates": ["i1", {"id": 2, "features": {"price": "dear"}}]},
+         "candidates[1].features.price", "`price` does not fit"),
+        ({"candidates": [{"id": 1, "features": {"price": [1]}}]},
+         "candidates[0].features.price", "`price` does not fit"),
+        ({"candidates": [{"id": 1, "features": {"price": {"eur": 1}}}]},
+         "candidates[0].features.price", "`price` does not fit"),
+        ({"candidates": [{"id": 1, "features": {"tags": [["a"]]}}]},
+         "candidates[0].features.tags", "`tags` does not fit"),
+        ({"candidates": [{"id": 1, "features": 3}]}, "candidates[0].features", "no JSON object"),
+        ({"user": None}, "user", "no JSON object"),
+        ({"user": {}}, "user", "not given"),
+        ({"user": {"id": {}}}, "user.id", "id does not fit"),
+        ({"user": {"id": "u1", "features": {"contry": "de"}}}, "user.features.contry",
+         "unknown here"),
+        ({"user": {"id": "u1", "features": {"country": ["de"]}}}, "user.features.country",
+         "`country` does not fit"),
+        ({"user": {"id": "u1", "features": {"activity": math.inf}}}, "user.features.activity",
+         "`activity` does not fit"),
+        ({"context": {"device": {"os": "x"}}}, "context.device", "`device` does not fit"),
+        ({"context": []}, "context", "no JSON object"),
+        ({"top_k": 0}, "top_k", "too small"),
+        ({"top_k": "3"}, "top_k", "whole number"),
+        ({"top_k": True}, "top_k", "whole number"),
+        ({"topk": 3}, "topk", "unknown here"),
+    ],
+)
+def test_each_fault_is_named_with_its_place(
+    contract: Contract, change: dict[str, object], where: str, message: str
+) -> None:
+    error = refusal(contract, {**GOOD, **change})
+    assert error.status == 422
+    assert error.where == where
+    assert message in error.message
+
+
+def test_what_is_left_out_is_named(contract: Contract) -> None:
+    assert refusal(contract, {"candidates": ["i1"]}).where == "user"
+    assert refusal(contract, {"user": {"id": 1}}).where == "candidates"
+    assert refusal(contract, [1]).found == "[1]"
+
+
+def test_all_faults_come_at_once(contract: Contract) -> None:
+    body = refusal(contract, {"user": {"id": []}, "candidates": [None], "top_k": -1}).body()
+    assert body["error"]["message"].startswith("The request has 3 faults; the first: ")
+    assert [fault["where"] for fault in body["error"]["faults"]] == [
+        "user.id", "candidates[0].id", "top_k"]
+
+
+def test_a_key_in_the_wrong_place_is_told_its_home(contract: Contract) -> None:
+    error = refusal(contract, {**GOOD, "user": {"id": 1, "features": {"price": 3}}})
+    assert error.fix == "`price` belongs into candidates[].features."
+    error = refusal(contract, {**GOOD, "context": {"devise": "tv"}})
+    assert error.fix == "Did you mean `device`?"
+
+
+@pytest.mark.parametrize(
+    ("body", "place"),
+    [
+        (b"", "line 1 column 1 (character 0)"),
+        (b'{"user": ', "line 1 column 10 (character 9)"),
+        (b'{"user": 1,}', "line 1 column 11 (character 10)"),
+        (b'{"a": NaN, ', "line 1 column 12 (character 11)"),
+        (b'{"a": "\xff"}', None),
+        (b'{"a": "\\ud800"}', None),
+        (b'{"a": "\\ud800", "b": NaN}', None),
+        (b"[" * 100_000, None),
+        (b"not json", "line 1 column 1 (character 0)"),
+    ],
+)
+def test_malformed_json_is_told_where(contract: Contract, body: bytes, place: str | None) -> None:
+    error = refusal(contract, body)
+    assert error.status == 400
+    assert error.where.startswith("line ") and (place is None or place in error.where)
+
+
+def test_json_constants() -> None:
+    assert parse_json(b"[Infinity, -Infinity]") == [math.inf, -math.inf]
+    assert math.isnan(parse_json(b"[NaN]")[0])
+
+
+def test_the_schema_takes_what_the_parser_takes(contract: Contract) -> None:
+    schema = contract.request_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    for body in (contract.example(), GOOD, {**GOOD, "context": None, "top_k": 4}):
+        jsonschema.validate(body, schema)
+        contract.parse(orjson.dumps(body))
+    for body in ({**GOOD, "candidates": []}, {**GOOD, "x": 1}, {**GOOD, "candidates": [1.5]},
+                 {**GOOD, "top_k": 0}, {"user": {"id": 1, "features": {"price": 1}},
+                                        "candidates": [1]}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(body, schema)
+        refusal(contract, body)
