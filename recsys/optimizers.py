@@ -126,7 +126,7 @@ class RowAdagrad(_Legacy.Optimizer):
 
     def _step(self, grad: tf.Tensor, total: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:
         # The factor is one number a row, and only the product is as wide as the row.
-        factor = rate / (tf.sqrt(total) + tf.cast(self.epsilon, total.dtype))
+        factor = rate / (tf.sqrt(total) + tf.constant(self.epsilon, total.dtype))
         ones = [1] * (grad.shape.rank - total.shape.rank)
         return grad * tf.reshape(factor, tf.concat([tf.shape(factor), ones], axis=0))
 

@@ -12,7 +12,7 @@ import numpy as np
 from recsys.errors import UserError
 
 
-class NotFinite(UserError):
+class NotFiniteError(UserError):
     """A layer gave a value that is NaN or infinite."""
 
 
@@ -25,7 +25,7 @@ def watched_layers(model: Any, shapes: Path | None = None) -> Iterator[None]:
         shapes: A file to which each layer's shapes are written, once each.
 
     Raises:
-        NotFinite: A layer's output is not finite; it names the layer and its input shapes.
+        NotFiniteError: A layer's output is not finite; it names the layer and its input shapes.
     """
     import tensorflow as tf
     import tf_keras
@@ -48,7 +48,7 @@ def watched_layers(model: Any, shapes: Path | None = None) -> Iterator[None]:
                 if value.dtype.is_floating and not bool(
                     tf.reduce_all(tf.math.is_finite(tf.cast(value, tf.float32)))
                 ):
-                    raise NotFinite(
+                    raise NotFiniteError(
                         f"Layer `{_path(layer)}` gave a value that is not finite.",
                         where=line, expected="finite values",
                         found=f"{int(np.sum(~np.isfinite(value.numpy().astype(np.float32))))} "
@@ -77,7 +77,7 @@ def first_bad_layer(model: Any, batch: dict[str, Any]) -> str:
     try:
         with watched_layers(model):
             model.call({name: tf.constant(value) for name, value in batch.items()}, training=False)
-    except NotFinite as error:
+    except NotFiniteError as error:
         return error.where
     finally:
         tf.config.run_functions_eagerly(running)

@@ -15,7 +15,7 @@ from recsys.artifacts import read_manifest, write_json
 from recsys.errors import UserError
 from recsys.spec.records import Spec
 from training.checkpoints import Position, Store
-from training.debug import NotFinite, first_bad_layer, watched_layers
+from training.debug import NotFiniteError, first_bad_layer, watched_layers
 from training.input import Rows, chunks, dataset, kept_rows, load_rows, open_split
 from training.order import Plan, make_plan
 from training.progress import Progress, silent
@@ -260,7 +260,7 @@ class _Loop:
         try:
             with watched_layers(self._model, self._job.run / "logs" / "shapes.txt"):
                 yield
-        except NotFinite as error:
+        except NotFiniteError as error:
             error.fix = f"The last good checkpoint is kept in {self._store.folder}."
             raise
 

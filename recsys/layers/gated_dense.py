@@ -115,5 +115,4 @@ class GatedDense(tf_keras.layers.Layer):
         return tf.concat([linear(half, dtype=dtype), gate(half, dtype=dtype)], axis=1)
 
     def _draw_bias(self, shape: Any, dtype: Any = None, **_: Any) -> tf.Tensor:
-        zeros = tf.zeros([self.units], dtype)
-        return tf.concat([zeros, tf.fill([self.units], tf.cast(self.gate_bias, zeros.dtype))], 0)
+        return tf.constant([0.0] * self.units + [self.gate_bias] * self.units, dtype)

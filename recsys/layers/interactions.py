@@ -9,7 +9,12 @@ import tensorflow as tf
 import tensorflow_recommenders as tfrs
 import tf_keras
 
-from recsys.layers.checks import require_floating, require_positive, require_rank
+from recsys.layers.checks import (
+    require_floating,
+    require_known_axis,
+    require_positive,
+    require_rank,
+)
 from recsys.layers.pairwise_interaction import PairwiseInteraction
 
 KINDS = ("fm", "cross", "dot", "none")
@@ -44,8 +49,11 @@ class CrossNetwork(tf_keras.layers.Layer):
 
     def build(self, input_shape: Any) -> None:
         require_rank("CrossNetwork", "x", input_shape, "[batch, width]")
-        for cross in self.crosses:
-            cross.build(tf.TensorShape(input_shape))
+        width = require_known_axis("CrossNetwork", "x", input_shape, 1, "[batch, width]")
+        # TFRS makes the weights of a cross in its first call only, not in its build.
+        with tf.init_scope():
+            for cross in self.crosses:
+                cross(tf.zeros([1, width], self.compute_dtype))
         super().build(input_shape)
 
     def call(self, x: tf.Tensor) -> tf.Tensor:

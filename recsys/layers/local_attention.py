@@ -137,7 +137,7 @@ class LocalSelfAttention(tf_keras.layers.Layer):
         projected = tf.transpose(
             tf.reshape(projected, [batch, blocks, window, 3, heads, width]), [3, 0, 1, 4, 2, 5]
         )
-        query = projected[0] * tf.cast(width**-0.5, x.dtype)
+        query = projected[0] * tf.constant(width**-0.5, x.dtype)
         keys = _with_previous(projected[1], axis=3)
         values = _with_previous(projected[2], axis=3)
         seen = tf.reshape(tf.pad(valid, [[0, 0], [0, fill]]), [batch, blocks, window])

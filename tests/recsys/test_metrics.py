@@ -87,6 +87,10 @@ class TestGauc:
                 aucs.append(sk.roc_auc_score(y[rows], s[rows]))
                 weights.append(rows.sum())
         value = metrics.gauc(y, s, g)
+        far_apart = (g - 2) * 10**18
+        for other in (s.astype(np.float32), s):
+            for ids in (g, far_apart, g.astype(str)):
+                np.testing.assert_equal(metrics.gauc(y, other, ids), value)
         if not aucs:
             assert math.isnan(value)
         else:
@@ -97,6 +101,10 @@ class TestGauc:
     def test_one_group_is_the_auc(self, data) -> None:
         y, s, g = data
         assert metrics.gauc(y, s, np.full(g.shape, "u")) == pytest.approx(metrics.auc(y, s))
+
+    def test_zero_is_zero_whatever_its_sign(self) -> None:
+        for dtype in (np.float32, np.float64):
+            assert metrics.gauc([1, 0], np.array([-0.0, 0.0], dtype), [1, 1]) == 0.5
 
     def test_no_user_with_both_classes(self) -> None:
         assert math.isnan(metrics.gauc([1, 0], [0.1, 0.2], [1, 2]))

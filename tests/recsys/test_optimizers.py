@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,7 +12,7 @@ from recsys.optimizers import DecayedAdam, RowAdagrad, is_table, make_optimizer,
 
 def slices(indices, values, rows=4):
     values = np.asarray(values, "float32")
-    return tf.IndexedSlices(tf.constant(values), tf.constant(indices), [rows, values.shape[1]])
+    return tf.IndexedSlices(tf.constant(values), tf.constant(indices), tf.constant([rows, values.shape[1]]))
 
 
 def table(rows=4, dim=2):
@@ -56,7 +59,7 @@ def test_many_steps_equal_numpy(distinct, as_graph):
     optimizer = RowAdagrad(0.1, distinct_indices=distinct)
 
     def step(values, indices):
-        grad = tf.IndexedSlices(values, indices, [20, 3])
+        grad = tf.IndexedSlices(values, indices, tf.constant([20, 3]))
         optimizer.apply_gradients([(grad, var)])
 
     run = tf.function(step) if as_graph else step
@@ -132,35 +135,44 @@ def test_bad_arguments_are_refused(make):
         make()
 
 
+REPLICAS = """
+import recsys, tensorflow as tf
+from recsys.optimizers import RowAdagrad
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+with strategy.scope():
+    var = tf.Variable(tf.reshape(tf.range(8.0), [4, 2]))
+    optimizer = RowAdagrad(0.1, distinct_indices=True)
+
+@tf.function
+def step():
+    def replica():
+        number = tf.distribute.get_replica_context().replica_id_in_sync_group
+        values = (1.0 + 2.0 * tf.cast(number, tf.float32)) * tf.ones([2, 2])
+        grad = tf.IndexedSlices(values, tf.constant([1, 2]), tf.constant([4, 2]))
+        optimizer.apply_gradients([(grad, var)])
+    strategy.run(replica)
+
+step(), step()
+for copy in strategy.experimental_local_results(var):
+    print(*copy.numpy().ravel().tolist())
+"""
+
+
 def test_replicas_repeat_indices_and_their_gradients_are_summed():
-    """Two replicas touch the same row; even the promise of distinct indices is not relied on."""
-    devices = tf.config.list_logical_devices("CPU")
-    if len(devices) < 2:
-        tf.config.set_logical_device_configuration(
-            tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
-        )
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    with strategy.scope():
-        var = tf.Variable(table().numpy())
-        optimizer = RowAdagrad(0.1, distinct_indices=True)
+    """Two replicas touch the same rows; the promise of distinct indices is then not relied on.
 
-    @tf.function
-    def step():
-        def replica():
-            scale = 1.0 + 2.0 * tf.cast(
-                tf.distribute.get_replica_context().replica_id_in_sync_group, tf.float32
-            )
-            grad = tf.IndexedSlices(scale * tf.ones([2, 2]), tf.constant([1, 2]), [4, 2])
-            optimizer.apply_gradients([(grad, var)])
-
-        strategy.run(replica)
-
+    In a process of its own, for devices are split before TensorFlow starts.
+    """
+    run = subprocess.run([sys.executable, "-c", REPLICAS], capture_output=True, check=True)
     reference = Reference(table().numpy(), 0.1)
     for _ in range(2):
-        step()
         reference.apply([1, 2], np.full((2, 2), 4.0))  # 1 from one replica, 3 from the other
-    for copy in strategy.experimental_local_results(var):
-        np.testing.assert_allclose(copy, reference.weights, rtol=1e-5)
+    copies = [[float(x) for x in line.split()] for line in run.stdout.splitlines()]
+    assert len(copies) == 2
+    for copy in copies:
+        np.testing.assert_allclose(copy, reference.weights.ravel(), rtol=1e-5)
 
 
 def test_sum_repeated():

@@ -114,10 +114,10 @@ def test_a_version_of_another_signature_is_refused(
     models = publish(tmp_path / "models", 1, by=other)
     Live(models, features, Metrics())  # more outputs than the spec has are no fault
     renamed = spec.model_copy(update={"tasks": (
-        spec.tasks[0].model_copy(update={"name": "tap"}),)})
+        spec.tasks[0], spec.tasks[1].model_copy(update={"name": "sale"}))})
     features = write_features(tmp_path / "features2", renamed)
     models = publish(tmp_path / "models2", 1, by=renamed)
-    with pytest.raises(UserError, match="no output tap in serving_default"):
+    with pytest.raises(UserError, match="no output sale, sale_given_click in"):
         Live(models, features, Metrics())
 
 

@@ -13,7 +13,7 @@ def test_value_by_hand():
     layer = GatedDense(1, activation="relu")
     layer.build([None, 2])
     # W = (1, 2), V = (3, -1), b = 0.5, c = 0.
-    layer.set_weights([[[1.0, 3.0], [2.0, -1.0]], [0.5, 0.0]])
+    layer.set_weights([np.array([[1.0, 3.0], [2.0, -1.0]]), np.array([0.5, 0.0])])
     x = tf.constant([[1.0, 1.0], [-2.0, 0.0]])
     # First row: (1 + 2 + 0.5) * sigmoid(3 - 1); second: relu(-1.5) = 0.
     np.testing.assert_allclose(layer(x), [[3.5 * sigmoid(2.0)], [0.0]], rtol=1e-6)

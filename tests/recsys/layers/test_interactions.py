@@ -14,7 +14,7 @@ def test_dot_products_by_hand():
 def test_cross_network_by_hand():
     layer = CrossNetwork(2)
     layer.build([None, 2])
-    layer.set_weights([np.eye(2), [0.0, 1.0], [[0.0, 1.0], [1.0, 0.0]], [0.0, 0.0]])
+    layer.set_weights([np.eye(2), np.array([0.0, 1.0]), np.eye(2)[::-1], np.zeros(2)])
     # x1 = (2, 3) * (2, 3 + 1) + (2, 3) = (6, 15)
     # x2 = (2, 3) * (15, 6) + (6, 15) = (36, 33)
     np.testing.assert_array_equal(layer(tf.constant([[2.0, 3.0]])), [[36.0, 33.0]])
@@ -43,5 +43,5 @@ def test_none_is_empty():
 
 
 def test_unknown_kind_names_the_known():
-    with pytest.raises(ValueError, match="fm.*cross.*dot.*none"):
+    with pytest.raises(ValueError, match=r"fm.*cross.*dot.*none"):
         make_interaction("outer")

@@ -9,7 +9,7 @@ TASKS = ("click", "conversion")
 def trained(**kwargs):
     tower = PositionTower(3, TASKS, **kwargs)
     tower.build([None])
-    tower.set_weights([[[3.0, 1.0], [2.0, 0.0], [-1.0, -1.0]]])
+    tower.set_weights([np.array([[3.0, 1.0], [2.0, 0.0], [-1.0, -1.0]])])
     return tower
 
 

@@ -89,7 +89,8 @@ def test_recomputation_gives_the_same_gradients_with_dropout():
                 loss = tf.add_n([tf.reduce_sum(tf.square(o)) for o in output.values()])
             grads.append(tape.gradient(loss, layer.trainable_weights))
         for plain, recomputed in zip(*grads, strict=True):
-            np.testing.assert_array_equal(recomputed, plain)
+            # Not to the last bit: gradients that meet at a gate are added in another order.
+            np.testing.assert_allclose(recomputed, plain, rtol=1e-5, atol=1e-7)
 
 
 def test_experts_drop_apart_from_one_another():

@@ -1,0 +1,266 @@
+"""The model on the shipped specs, shrunk: every switch trains, saves, loads, predicts the same."""
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from recsys.model import build
+from recsys.network import Network
+from recsys.outputs import Outputs, probabilities
+from recsys.packing import Packing
+from recsys.spec import Spec, load, loads
+from recsys.spec.records import Bce, Focal, HistoryAttention, Mmoe, Ple, SharedBottom
+
+SPECS = Path(__file__).parents[2] / "infra" / "specs"
+ROWS = 40
+
+SWITCHES: dict[str, list[Any]] = {
+    "balancing": ["fixed", "uncertainty", "gradnorm", "dwa", "pcgrad"],
+    "sharing": [SharedBottom(), Mmoe(experts=2), Ple()],
+    "precision": ["float32", "mixed_bfloat16", "mixed_float16"],
+    "loss": [Bce(), Focal(alpha=0.4, gamma=2.0)],
+    "recompute": [False, True],
+}
+
+
+def covering(switches: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    """Few combinations in which every two values of different switches meet (greedy)."""
+    names = list(switches)
+    missing = {
+        (a, i, b, j)
+        for x, a in enumerate(names)
+        for b in names[x + 1 :]
+        for i in range(len(switches[a]))
+        for j in range(len(switches[b]))
+    }
+    every = list(product(*(range(len(switches[name])) for name in names)))
+    chosen = []
+    while missing:
+
+        def pairs(row: tuple[int, ...]) -> set[tuple[str, int, str, int]]:
+            return {
+                (names[x], row[x], names[y], row[y])
+                for x in range(len(names))
+                for y in range(x + 1, len(names))
+            }
+
+        best = max(every, key=lambda row: len(pairs(row) & missing))
+        missing -= pairs(best)
+        chosen.append({name: switches[name][i] for name, i in zip(names, best, strict=True)})
+    return chosen
+
+
+COMBINATIONS = covering(SWITCHES)
+
+
+def tables_of(spec: Spec) -> dict[str, int]:
+    return {str(field.input.table): ROWS for field in Packing.of(spec).ids}
+
+
+def batch_of(spec: Spec, rows: int = 64, seed: int = 0) -> dict[str, tf.Tensor]:
+    rng = np.random.default_rng(seed)
+    packing = Packing.of(spec)
+    ids = rng.integers(-1, ROWS, (rows, packing.ids_width)).astype(np.int32)
+    for field in packing.ids:
+        if field.input.kind == "id":
+            ids[:, field.start] = np.abs(ids[:, field.start])
+    click = (rng.random(rows) < 0.5).astype(np.float32)
+    labels = np.tile(click[:, None], (1, len(spec.tasks)))
+    labels[:, 1:] *= (rng.random((rows, len(spec.tasks) - 1)) < 0.5).astype(np.float32)
+    return {
+        "ids": tf.constant(ids),
+        "numbers": tf.constant(rng.normal(size=(rows, packing.numbers_width)), tf.float32),
+        "labels": tf.constant(labels),
+        "groups": tf.constant(rng.integers(0, rows // 4, rows), tf.int64),
+        "weights": tf.ones([rows]),
+    }
+
+
+def with_switches(spec: Spec, switches: dict[str, Any]) -> Spec:
+    tasks = tuple(task.model_copy(update={"loss": switches["loss"]}) for task in spec.tasks)
+    balancing = spec.train.balancing.model_copy(update={"kind": switches["balancing"]})
+    return spec.model_copy(
+        update={
+            "tasks": tasks,
+            "model": spec.model.model_copy(
+                update={"sharing": switches["sharing"], "recompute": switches["recompute"]}
+            ),
+            "train": spec.train.model_copy(
+                update={
+                    "balancing": balancing,
+                    "precision": switches["precision"],
+                    # Far from the reach of 20 steps at the default rate.
+                    "table_learning_rate": 0.5,
+                    "dense_learning_rate": 0.01,
+                }
+            ),
+        }
+    )
+
+
+def name_of(switches: dict[str, Any]) -> str:
+    return "-".join(str(getattr(value, "kind", value)) for value in switches.values())
+
+
+@pytest.mark.parametrize("switches", COMBINATIONS, ids=name_of)
+def test_every_switch_trains_saves_loads_and_predicts_the_same(
+    switches: dict[str, Any], tmp_path: Path
+) -> None:
+    spec = with_switches(load(SPECS / "kuairand.yaml").shrunk(), switches)
+    model = build(spec, tables_of(spec))
+    batch = batch_of(spec)
+    dataset = tf.data.Dataset.from_tensors(batch).repeat(20)
+    before = float(model.evaluate(dataset.take(1), verbose=0, return_dict=True)["loss"])
+    history = model.fit(dataset, verbose=0).history
+    assert all(np.isfinite(values).all() for values in history.values())
+    after = float(model.evaluate(dataset.take(1), verbose=0, return_dict=True)["loss"])
+    assert after < before
+
+    network = model.networks[0]
+    inputs = {
+        name: tf_keras.Input(batch[name].shape[1:], dtype=batch[name].dtype, name=name)
+        for name in ("ids", "numbers")
+    }
+    tf_keras.Model(inputs, network(inputs)).save(tmp_path / "network.keras")
+    loaded = tf_keras.models.load_model(tmp_path / "network.keras")
+    features = {name: batch[name] for name in inputs}
+    np.testing.assert_array_equal(loaded(features), network(features))
+
+
+def test_the_covering_set_covers() -> None:
+    for (a, left), (b, right) in product(SWITCHES.items(), SWITCHES.items()):
+        if a < b:
+            met = {(str(row[a]), str(row[b])) for row in COMBINATIONS}
+            assert met == set(product(map(str, left), map(str, right)))
+
+
+EVERY_ENCODING = """
+name: every
+data:
+  impressions: log.csv
+  keys: {user: user, item: item, request: request}
+  time: {column: ts, unit: s}
+  split: {test: 0.1}
+features:
+- {name: user, owner: user, encode: {kind: hash, buckets: 39, hashes: 2}}
+- {name: item, owner: item, encode: vocabulary, table: items}
+- {name: small, owner: item, encode: vocabulary, dim: 2}
+- {name: tags, owner: item, encode: {kind: vocabulary, max_length: 3, combiner: sum}}
+- {name: words, owner: item, encode: {kind: hash, buckets: 39, hashes: 3, max_length: 2}}
+- {name: price, owner: item, encode: numeric}
+- {name: bucket, owner: item, column: price, encode: quantiles}
+- {name: curve, owner: item, column: price, encode: {kind: piecewise, bins: 5}}
+- {name: past, owner: user, encode: {kind: history, of: item, max_length: 7}}
+- {name: position, owner: context, encode: vocabulary}
+tasks:
+- {name: click, label: {column: c}}
+- {name: buy, label: {column: b}, given: click, space: observed, inverse_propensity: true}
+- {name: value, label: {column: v}, given: click, loss: {kind: huber, log: true}}
+model:
+  dim: 4
+  shared: [8]
+  towers: [8]
+  interactions: [fm, cross, dot]
+"""
+
+
+@pytest.mark.parametrize("reading", ["mean", "target", "local"])
+@pytest.mark.parametrize("members", [1, 2])
+def test_every_encoding_and_interaction_learns(reading: str, members: int) -> None:
+    spec = loads(EVERY_ENCODING)
+    model_part = spec.model.model_copy(
+        update={"history": HistoryAttention(kind=reading, window=4), "members": members}
+    )
+    spec = spec.model_copy(update={"model": model_part})
+    model = build(spec, tables_of(spec))
+    batch = batch_of(spec)
+    dataset = tf.data.Dataset.from_tensors(batch).repeat(10)
+    before = model.predict_logits(batch).numpy()
+    model.fit(dataset, verbose=0)
+    after = model.predict_logits(batch).numpy()
+    assert after.shape == (64, 3) and np.isfinite(after).all()
+    assert np.abs(after - before).max() > 1e-4
+
+
+def test_each_feature_reaches_the_logits() -> None:
+    """Changing one input alone changes the answer; nothing is wired past the network."""
+    spec = loads(EVERY_ENCODING)
+    model = build(spec, tables_of(spec))
+    batch = dict(batch_of(spec, rows=32))
+    model.fit(tf.data.Dataset.from_tensors(batch).repeat(10), verbose=0)
+    base = model.predict_logits(batch).numpy()
+    for matrix, fields in (("ids", model.packing.ids), ("numbers", model.packing.numbers)):
+        for field in fields:
+            changed = batch[matrix].numpy().copy()
+            part = changed[:, field.start : field.start + field.length]
+            part[:] = (np.maximum(part, 0) + 7) % ROWS if matrix == "ids" else part + 3.0
+            moved = np.abs(model.predict_logits({**batch, matrix: changed}).numpy() - base).max()
+            assert moved > 1e-6, field.name
+
+
+def test_position_counts_in_training_and_is_neutral_in_serving() -> None:
+    spec = loads(EVERY_ENCODING.replace("  dim: 4", "  dim: 4\n  position: position"))
+    model = build(spec, tables_of(spec))
+    batch = dict(batch_of(spec))
+    place = next(f.start for f in model.packing.ids if f.name == "position")
+    ids = batch["ids"].numpy().copy()
+    # Position 1 is always clicked, position 2 never, and nothing else tells.
+    ids[:, place] = np.where(batch["labels"].numpy()[:, 0] > 0, 1, 2)
+    batch["ids"] = tf.constant(ids)
+    model.fit(tf.data.Dataset.from_tensors(batch).repeat(40), verbose=0)
+    swapped = ids.copy()
+    swapped[:, place] = 3 - ids[:, place]
+    other = {**batch, "ids": tf.constant(swapped)}
+    np.testing.assert_array_equal(model.predict_logits(batch), model.predict_logits(other))
+    trained = model.call(batch, training=True) - model.call(other, training=True)
+    assert (np.sign(trained[:, 0]) == np.where(ids[:, place] == 1, 1, -1)).all()
+
+
+def test_outputs_are_the_funnel_product_in_numpy_and_in_graph() -> None:
+    spec = loads(EVERY_ENCODING)
+    logits = np.array([[0.0, np.log(3.0), np.log(5.0)], [-1e4, 1e4, 0.0]], np.float32)
+    answers = probabilities(spec, logits)
+    np.testing.assert_allclose(answers["click"], [0.5, 0.0], atol=1e-12)
+    np.testing.assert_allclose(answers["buy_given_click"], [0.75, 1.0])
+    np.testing.assert_allclose(answers["buy"], [0.375, 0.0], atol=1e-12)
+    # expm1(log 5) = 4 given a click, which has a chance of one half.
+    np.testing.assert_allclose(answers["value"], [2.0, 0.0], rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(answers["score"], [(0.5 + 0.375) / 2, 0.0], rtol=1e-6, atol=1e-12)
+    graph = tf.function(Outputs(spec))(tf.constant(logits))
+    assert set(graph) == set(answers)
+    for name, values in answers.items():
+        np.testing.assert_allclose(graph[name], values, rtol=1e-5, atol=1e-6)
+
+
+def test_same_seed_same_model() -> None:
+    spec = load(SPECS / "world.yaml").shrunk()
+    batch = batch_of(spec)
+    first, second = (build(spec, tables_of(spec)) for _ in range(2))
+    for model in (first, second):
+        model.fit(tf.data.Dataset.from_tensors(batch).repeat(3), verbose=0)
+    np.testing.assert_allclose(
+        first.predict_logits(batch), second.predict_logits(batch), rtol=0, atol=1e-6
+    )
+
+
+def test_rows_of_weight_zero_do_not_count() -> None:
+    spec = load(SPECS / "world.yaml").shrunk()
+    batch = batch_of(spec, rows=8)
+    poisoned = dict(batch)
+    poisoned["weights"] = tf.concat([tf.ones([4]), tf.zeros([4])], 0)
+    kept = {name: value[:4] for name, value in batch.items()}
+    model = build(spec, tables_of(spec))
+    a = model.evaluate(tf.data.Dataset.from_tensors(poisoned), verbose=0, return_dict=True)
+    b = model.evaluate(tf.data.Dataset.from_tensors(kept), verbose=0, return_dict=True)
+    assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+
+
+def test_a_missing_table_is_named() -> None:
+    spec = load(SPECS / "world.yaml")
+    with pytest.raises(ValueError, match="'item_id'"):
+        Network(spec, {"user_id": 3})
