@@ -16,6 +16,7 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 from tensorflow_transform.tf_metadata import schema_utils
 from tfx_bsl.tfxio.tensor_adapter import TensorAdapterConfig
 
+from beam_jobs.vocabularies import Wanted, learn_vocabularies
 from recsys.schema import LIST_SEPARATOR, PADDING, RawColumn, encoding_of, raw_columns
 from recsys.spec.records import (
     Feature,
@@ -117,22 +118,20 @@ def table_rows(spec: Spec, output: tft.TFTransformOutput) -> dict[str, int]:
 def _vocabularies(spec: Spec, inputs: Tensors) -> dict[str, tf.Tensor]:
     """One vocabulary a table, over the values of all features that share it."""
     values: dict[str, list[tf.Tensor]] = {}
-    encodes: dict[str, Vocabulary] = {}
+    wanted: dict[str, Wanted] = {}
     for feature in spec.features:
-        if isinstance(feature.encode, Vocabulary):
-            text = _text(inputs[feature.raw])
+        encode = feature.encode
+        if isinstance(encode, Vocabulary):
+            text = inputs[feature.raw]
             parts = _parts(text, feature).flat_values if feature.is_list else text
-            values.setdefault(feature.table_name, []).append(parts)
-            encodes.setdefault(feature.table_name, feature.encode)
-    return {
-        table: tft.vocabulary(
-            tf.concat(parts, axis=0),
-            top_k=encodes[table].top_k,
-            frequency_threshold=encodes[table].min_count,
-            vocab_filename=vocabulary_name(table),
-        )
-        for table, parts in values.items()
-    }
+            name = vocabulary_name(feature.table_name)
+            values.setdefault(name, []).append(parts)
+            wanted.setdefault(name, Wanted(name, encode.min_count, encode.top_k))
+    if not wanted:
+        return {}
+    return learn_vocabularies(
+        list(wanted.values()), [tf.concat(values[name], axis=0) for name in wanted]
+    )
 
 
 def _parts(text: tf.Tensor, feature: Feature) -> tf.RaggedTensor:
@@ -154,7 +153,7 @@ def _ids(
         ids = tft.hash_strings(text, WIDE_HASH if encode.hashes > 1 else encode.buckets)
     else:
         ids = tft.apply_vocabulary(
-            text, vocabularies[table], num_oov_buckets=encode.oov_buckets
+            text, vocabularies[vocabulary_name(table)], num_oov_buckets=encode.oov_buckets
         )
     return tf.where(tf.equal(text, ""), tf.zeros_like(ids), ids + 1)
 
@@ -166,7 +165,7 @@ def _encode(
     if isinstance(encode, Vocabulary | Hash | History):
         holder = spec.feature(encode.of) if isinstance(encode, History) else feature
         column = feature.name if isinstance(encode, History) else feature.raw
-        text = _text(inputs[column])
+        text = inputs[column]
         if not feature.is_list:
             return _ids(text, holder.encode, holder.table_name, vocabularies)  # type: ignore[arg-type]
         parts = _parts(text, feature)
@@ -180,10 +179,6 @@ def _encode(
     if isinstance(encode, Piecewise):
         return _piecewise(numbers, encode.bins)
     return _bucketed(numbers, encode.buckets)
-
-
-def _text(values: tf.Tensor) -> tf.Tensor:
-    return values
 
 
 def _number(values: tf.Tensor) -> tf.Tensor:

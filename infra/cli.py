@@ -247,10 +247,9 @@ def rank(
     as_json: AsJson = False,
 ) -> None:
     """Send one request to a running service and print the ranked items."""
+    from recsys.artifacts import read_json
     from serving.client import rank as send
     from serving.client import table
-
-    from recsys.artifacts import read_json
 
     try:
         body = json.load(sys.stdin) if str(request) == "-" else read_json(request)

@@ -72,6 +72,7 @@ def _make_world(world: Path, rows: int, say: Callable[[str], None]) -> None:
 
 def _rank_one(out: Path, models: Path, features: Path, say: Callable[[str], None]) -> None:
     from rich.console import Console
+
     from serving.client import rank, table
     from serving.example import example_request
 

@@ -22,6 +22,9 @@ SETTINGS = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    # On a busy machine the proxies take longer to start than the five seconds that Ray allows.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -99,7 +102,7 @@ def serve_on_ray(
         serve.run(application, name=APPLICATION, route_prefix="/")
         ready(url)
         stop.wait()
-    except (RuntimeError, ConnectionError, TimeoutError) as error:
+    except (ray.exceptions.RayError, RuntimeError, ConnectionError, TimeoutError) as error:
         raise UserError("Ray Serve could not start the service.", where=url,
                         found=str(error).strip().splitlines()[-1],
                         fix="See the replica's log below /tmp/ray/session_latest/logs/serve, or "

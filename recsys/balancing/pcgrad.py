@@ -90,10 +90,11 @@ class PCGrad(Balancer):
 
         combined: dict[tf.Variable, Gradient] = {}
         for k, variable in zip(dense, projected, strict=True):
+            gradients = [grads[k] for grads in per_task]
             parts = [
-                tf.cast(c, gradient.dtype) * gradient
-                for c, grads in zip(coefficients, per_task, strict=True)
-                if (gradient := grads[k]) is not None
+                tf.cast(coefficient, gradient.dtype) * gradient
+                for coefficient, gradient in zip(coefficients, gradients, strict=True)
+                if gradient is not None
             ]
             combined[variable.ref()] = tf.add_n(parts)
         rest = [v for v in all_variables if v.ref() not in combined]

@@ -179,8 +179,7 @@ class FusedEmbedding(tf_keras.layers.Layer):
         unknown = sorted(set(ids_of) - set(self.lists))
         if unknown:
             raise ValueError(
-                f"FusedEmbedding requires lists among {sorted(self.lists)}, "
-                f"but received {unknown}."
+                f"FusedEmbedding requires lists among {sorted(self.lists)}, but received {unknown}."
             )
         requests = [(self._rows(self.lists[n], i), self.lists[n]) for n, i in ids_of.items()]
         if "fields" in inputs:

@@ -125,9 +125,7 @@ class TargetAttention(tf_keras.layers.Layer):
             "recompute": self.recompute,
         }
 
-    def _scores(
-        self, query: tf.Tensor, keys: tf.Tensor, weights: Sequence[tf.Tensor]
-    ) -> tf.Tensor:
+    def _scores(self, query: tf.Tensor, keys: tf.Tensor, weights: Sequence[tf.Tensor]) -> tf.Tensor:
         kernels, biases = weights[: len(self.kernels)], weights[len(self.kernels) :]
         dim, length = query.shape[1], tf.shape(keys)[1]
         of_query, of_key, of_product = tf.split(kernels[0], 3, axis=0)

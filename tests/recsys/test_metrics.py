@@ -89,7 +89,8 @@ class TestGauc:
         value = metrics.gauc(y, s, g)
         far_apart = (g - 2) * 10**18
         for other in (s.astype(np.float32), s):
-            for ids in (g, far_apart, g.astype(str)):
+            tight = np.where(g == 0, -128, 100 + g).astype(np.int8)
+            for ids in (g, far_apart, tight, g.astype(np.uint64), g.astype(str)):
                 np.testing.assert_equal(metrics.gauc(y, other, ids), value)
         if not aucs:
             assert math.isnan(value)

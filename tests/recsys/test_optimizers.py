@@ -12,7 +12,9 @@ from recsys.optimizers import DecayedAdam, RowAdagrad, is_table, make_optimizer,
 
 def slices(indices, values, rows=4):
     values = np.asarray(values, "float32")
-    return tf.IndexedSlices(tf.constant(values), tf.constant(indices), tf.constant([rows, values.shape[1]]))
+    return tf.IndexedSlices(
+        tf.constant(values), tf.constant(indices), tf.constant([rows, values.shape[1]])
+    )
 
 
 def table(rows=4, dim=2):

@@ -46,13 +46,14 @@ def process(models: Path, features: Path, engine: str) -> Iterator[tuple[str, su
     def read() -> None:
         assert child.stdout is not None
         for line in child.stdout:
-            lines.put(line.strip())
+            lines.put(line.strip() or " ")
         lines.put("")
 
     threading.Thread(target=read, daemon=True).start()
     try:
-        url = lines.get(timeout=120)
-        assert url.startswith("http"), child.stderr.read()
+        # Ray may say something of its own before.
+        while not (url := lines.get(timeout=240)).startswith("http"):
+            assert url, child.stderr.read()
         yield url, child
     finally:
         child.send_signal(signal.SIGTERM)

@@ -167,7 +167,7 @@ CASES = [
     ),
     Case(
         "ple",
-        sharing(layers.PLE, levels=2, shared_experts=2, recompute=True),
+        sharing(layers.PLE, levels=2, recompute=True),
         (floats(3, 5),),
         BAD_MATRIX,
         True,
