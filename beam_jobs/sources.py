@@ -11,7 +11,7 @@ import difflib
 import glob
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from recsys.errors import UserError
 PARQUET = (".parquet", ".pq")
 CSV = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 ROWS_PER_BLOCK = 65_536
+ROWS_PER_RUN = 50
 BYTES_PER_BLOCK = 8 << 20
 # File number and row number share one int64, so that the order of rows is the order of files.
 ROWS_PER_FILE = 1 << 40
@@ -44,14 +45,41 @@ class File:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """`most` of `total` rows: short runs, evenly spaced, so that every day and file has some.
+
+    Runs rather than single rows, because the rows of a request lie together.
+    """
+
+    total: int
+    most: int
+
+    def keeps(self, rows: np.ndarray) -> np.ndarray:
+        """Which rows are taken, by their number among all rows (int64 [rows]).
+
+        >>> Sample(total=12, most=2).keeps(np.arange(12)).nonzero()[0].tolist()
+        [0, 1]
+        """
+        if self.most >= self.total:
+            return np.ones(len(rows), dtype=bool)
+        runs = max(1, self.most // ROWS_PER_RUN)
+        run = rows * runs // self.total
+        return rows - -(-run * self.total // runs) < self.most // runs
+
+
+@dataclass(frozen=True)
 class ReadTask:
-    """A part of a file that one worker reads: a CSV file, or row groups of a Parquet file."""
+    """A part of a file that one worker reads: a CSV file, or row groups of a Parquet file.
+
+    `first_row` orders its rows among those of all files; `offset` counts the rows before it.
+    """
 
     source: Source
     file: File
     first_row: int
+    offset: int = 0
     row_groups: tuple[int, ...] = ()
-    limit: int | None = None
+    sample: Sample | None = None
 
 
 def resolve(input_path: Path, source: Source) -> list[File]:
@@ -170,39 +198,30 @@ def _delimiter(file: File) -> str:
 
 
 def tasks(files: list[File], source: Source, max_rows: int | None = None) -> list[ReadTask]:
-    """Divide files into parts to read, the first `max_rows` rows only where that is given."""
+    """Divide files into parts to read; `max_rows` spread over all of them where that is given."""
     found: list[ReadTask] = []
-    left = max_rows
+    offset = 0
     for number, file in enumerate(files):
-        first = number * ROWS_PER_FILE
-        if left is not None and left <= 0:
-            break
+        row = number * ROWS_PER_FILE
         if file.is_csv:
-            found.append(ReadTask(source, file, first, limit=left))
-            if left is not None and number + 1 < len(files):
-                left -= _count_rows(file, left)
+            found.append(ReadTask(source, file, row, offset))
+            offset += 0 if max_rows is None else _count_rows(file)
             continue
         try:
             metadata = pq.read_metadata(file.path)
         except (pa.ArrowException, OSError) as error:
             raise damaged(file, error) from None
         for group in range(metadata.num_row_groups):
-            rows = metadata.row_group(group).num_rows
-            if left is not None and left <= 0:
-                break
-            found.append(ReadTask(source, file, first, (group,), left))
-            first += rows
-            left = None if left is None else left - rows
-    return found
+            found.append(ReadTask(source, file, row, offset, (group,)))
+            row += metadata.row_group(group).num_rows
+            offset += metadata.row_group(group).num_rows
+    if max_rows is None:
+        return found
+    return [replace(task, sample=Sample(offset, max_rows)) for task in found]
 
 
-def _count_rows(file: File, most: int) -> int:
-    rows = 0
-    for block in _csv_blocks(file, [_header(file)[0]], []):
-        rows += len(block)
-        if rows >= most:
-            break
-    return rows
+def _count_rows(file: File) -> int:
+    return sum(map(len, _csv_blocks(file, [_header(file)[0]], [])))
 
 
 def read(task: ReadTask) -> Iterator[tuple[pa.Table, list[str]]]:
@@ -217,7 +236,7 @@ def read(task: ReadTask) -> Iterator[tuple[pa.Table, list[str]]]:
     """
     columns = [c for c in task.source.columns if c not in dict(task.file.partitions)]
     ragged: list[str] = []
-    row, left = task.first_row, task.limit
+    row, offset = task.first_row, task.offset
     try:
         blocks = (
             _csv_blocks(task.file, columns, ragged)
@@ -225,18 +244,19 @@ def read(task: ReadTask) -> Iterator[tuple[pa.Table, list[str]]]:
             else _parquet_blocks(task, columns)
         )
         for block in blocks:
-            if left is not None:
-                block = block.slice(0, left)
-                left -= len(block)
             for name, value in task.file.partitions:
                 if name in task.source.columns:
                     block = block.append_column(name, pa.array([value] * len(block), pa.string()))
             numbers = np.arange(row, row + len(block), dtype=np.int64)
-            yield block.append_column(ROW, pa.array(numbers)), list(ragged)
+            block = block.append_column(ROW, pa.array(numbers))
+            kept = block
+            if task.sample is not None:
+                places = np.arange(offset, offset + len(block))
+                kept = block.filter(pa.array(task.sample.keeps(places)))
+            yield kept, list(ragged)
             ragged.clear()
             row += len(block)
-            if left is not None and left <= 0:
-                return
+            offset += len(block)
     except (pa.ArrowException, OSError) as error:
         raise damaged(task.file, error) from None
 

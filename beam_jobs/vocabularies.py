@@ -104,6 +104,8 @@ def count_batch(batch: tuple[np.ndarray, ...]) -> Iterator[tuple[int, pa.Table]]
     fits = pc.and_(pc.greater(pc.binary_length(text), 0),
                    pc.invert(pc.match_substring_regex(text, "[\n\r]")))
     table = table.filter(fits)
+    if not len(table):
+        yield 0, table  # so that files are written even where there is no value at all
     hashed = stable_hash(table[_VALUE]) % np.uint64(_SHARDS)
     yield from by_shard(table, hashed.astype(np.int64))
 

@@ -45,7 +45,8 @@ def _records(annotation: Any) -> list[type[BaseModel]]:
 
 def _section(record: type[BaseModel]) -> str:
     rows = [
-        f"\n## {record.__name__}\n\n{inspect.getdoc(record)}\n\n| Field | Takes | Default |\n|---|---|---|"
+        f"\n## {record.__name__}\n\n{inspect.getdoc(record)}\n",
+        "| Field | Takes | Default |\n|---|---|---|",
     ]
     for name, field in record.model_fields.items():
         limits = ", ".join(text for text in map(_limit, field.metadata) if text)

@@ -135,10 +135,9 @@ def gauc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> float:
 
 def _group_codes(groups: _Array) -> _Array:
     """One code below 2**31 a group; integers that lie close together need no sorting."""
-    if groups.dtype.kind in "iu" and groups.size:
-        if int(groups.max()) - int(groups.min()) < 2**31:
-            wide = groups if groups.dtype.kind == "u" else groups.astype(np.int64)
-            return (wide - wide.min()).astype(np.uint64)
+    if groups.dtype.kind in "iu" and int(groups.max()) - int(groups.min()) < 2**31:
+        wide = groups if groups.dtype.kind == "u" else groups.astype(np.int64)
+        return (wide - wide.min()).astype(np.uint64)
     return np.unique(groups, return_inverse=True)[1].reshape(-1).astype(np.uint64)
 
 

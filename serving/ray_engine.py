@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +30,6 @@ SETTINGS = {
 
 REPLICA_CPUS = 0.5
 """What a replica claims of a node, so that it fits beside Ray's own actors on two cores."""
-
-
-def build(models: str, features: str, poll_seconds: float, threads: int | None) -> Any:
-    """The application, built in the replica."""
-    from serving.app import create_app
-
-    return create_app(models, features, poll_seconds=poll_seconds, threads=threads)
 
 
 def preflight(models: Path, features: Path) -> None:
@@ -120,6 +112,13 @@ def deployment(models: Path, features: Path, poll_seconds: float, threads: int |
     """The application as a Ray Serve deployment."""
     from ray import serve
 
+    def build() -> Any:
+        """The application, built in the replica."""
+        from serving.app import create_app
+
+        return create_app(models, features, poll_seconds=poll_seconds, threads=threads)
+
+    # Ray calls what is a plain function, and takes anything else for an application.
     @serve.deployment(
         name="rank",
         num_replicas=replicas,
@@ -129,7 +128,7 @@ def deployment(models: Path, features: Path, poll_seconds: float, threads: int |
         graceful_shutdown_timeout_s=10,
         graceful_shutdown_wait_loop_s=0.1,
     )
-    @serve.ingress(partial(build, str(models), str(features), poll_seconds, threads))
+    @serve.ingress(build)
     class Rank:
         """Serves the application; all its routes are the application's own."""
 

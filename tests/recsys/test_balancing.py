@@ -351,7 +351,7 @@ def test_two_workers_equal_one_on_the_whole_batch(tmp_path: Path) -> None:
         ))
     try:
         for process in processes:
-            output, _ = process.communicate(timeout=240)
+            output, _ = process.communicate(timeout=500)
             assert process.returncode == 0, output[-3000:]
     finally:
         for process in processes:
