@@ -79,8 +79,9 @@ def require_rows(rows: dict[str, int], counts: dict[str, int], spec: Spec) -> No
 def tidy(counts: dict[str, int]) -> dict[str, Any]:
     """The counts as the manifest has them: groups by the name before the dot.
 
-    >>> tidy({"read.impressions": 5, "bad.impressions\\x1fx is missing": 1, "duplicates_removed": 2})
-    {'read': {'impressions': 5}, 'bad_records': {'x is missing': 1}, 'duplicates_removed': 2, 'outside_split': 0}
+    >>> tidied = tidy({"read.click": 5, "bad.click\\x1fx is missing": 1, "outside_split": 2})
+    >>> tidied["read"], tidied["bad_records"], tidied["outside_split"]
+    ({'click': 5}, {'x is missing': 1}, 2)
     """
     tidied: dict[str, Any] = {}
     for name, count in counts.items():

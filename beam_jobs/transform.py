@@ -5,6 +5,7 @@ Row 0 of every embedding table stands for a missing value. Analyzers see trainin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -123,7 +124,7 @@ def _vocabularies(spec: Spec, inputs: Tensors) -> dict[str, tf.Tensor]:
         encode = feature.encode
         if isinstance(encode, Vocabulary):
             text = inputs[feature.raw]
-            parts = _parts(text, feature).flat_values if feature.is_list else text
+            parts = tf.reshape(_parts(text, feature), [-1]) if feature.is_list else text
             name = vocabulary_name(feature.table_name)
             values.setdefault(name, []).append(parts)
             wanted.setdefault(name, Wanted(name, encode.min_count, encode.top_k))
@@ -134,15 +135,19 @@ def _vocabularies(spec: Spec, inputs: Tensors) -> dict[str, tf.Tensor]:
     )
 
 
-def _parts(text: tf.Tensor, feature: Feature) -> tf.RaggedTensor:
-    """The non-empty parts of lists of at most `max_length`."""
-    separator = LIST_SEPARATOR if feature.separator is None else feature.separator
-    if isinstance(feature.encode, History):
-        separator = LIST_SEPARATOR
+def _parts(text: tf.Tensor, feature: Feature) -> tf.Tensor:
+    """The first `max_length` non-empty parts of lists, string [batch, max_length], padded by ''."""
+    own = feature.separator if not isinstance(feature.encode, History) else None
+    separator = own or LIST_SEPARATOR
+    # Regular expressions rather than ragged masks: the graph is traced five times over, and
+    # ragged arithmetic is most of it.
+    mark = re.escape(separator)
+    plain = separator.replace("\\", r"\\")
+    text = tf.strings.regex_replace(text, rf"\s*{mark}(\s|{mark})*", plain)
+    text = tf.strings.regex_replace(text, rf"^(\s|{mark})+|(\s|{mark})+$", "")
     parts = tf.strings.split(text, sep=separator)
-    parts = parts.with_flat_values(tf.strings.strip(parts.flat_values))
-    parts = tf.ragged.boolean_mask(parts, tf.not_equal(parts, ""))
-    return parts[:, : feature.encode.max_length]  # type: ignore[union-attr]
+    length = feature.encode.max_length  # type: ignore[union-attr]
+    return parts.to_tensor("", shape=[None, length])
 
 
 def _ids(
@@ -168,8 +173,7 @@ def _encode(
         text = inputs[column]
         if not feature.is_list:
             return _ids(text, holder.encode, holder.table_name, vocabularies)  # type: ignore[arg-type]
-        parts = _parts(text, feature)
-        dense = parts.to_tensor("", shape=[None, encode.max_length])
+        dense = _parts(text, feature)
         ids = _ids(dense, holder.encode, holder.table_name, vocabularies)  # type: ignore[arg-type]
         return tf.where(tf.equal(dense, ""), tf.constant(PADDING, ids.dtype), ids)
     column = feature.name if feature.encode.kind == "counter" else feature.raw

@@ -11,11 +11,9 @@ import tf_keras
 
 from recsys.layers.fused_embedding import TABLE_VARIABLE
 
-_Legacy = tf_keras.optimizers.legacy
-
 
 @tf_keras.utils.register_keras_serializable(package="recsys")
-class RowAdagrad(_Legacy.Optimizer):
+class RowAdagrad(tf_keras.optimizers.legacy.Optimizer):
     """Adagrad with one accumulator a row, which touches only the rows in the gradient.
 
     For row ``r`` with summed gradient ``g_r`` of width ``D``::
@@ -155,7 +153,7 @@ def sum_repeated(values: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, tf.T
 
 
 @tf_keras.utils.register_keras_serializable(package="recsys")
-class DecayedAdam(_Legacy.Adam):
+class DecayedAdam(tf_keras.optimizers.legacy.Adam):
     """Adam with decoupled weight decay on matrices: ``w <- w - rate * decay * w``.
 
     Biases and other vectors are left alone, and so is whatever has a sparse gradient:

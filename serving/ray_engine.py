@@ -25,7 +25,6 @@ SETTINGS = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
 REPLICA_CPUS = 0.5
@@ -75,8 +74,8 @@ def serve_on_ray(
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     stop = threading.Event()
-    before = {each: signal.signal(each, lambda *_: stop.set())
-              for each in (signal.SIGINT, signal.SIGTERM)}
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    _stop_by_signal(stop)
     import ray
     from ray import serve
 
@@ -88,6 +87,7 @@ def serve_on_ray(
             logging_level="WARNING",
             **({} if ray_address else {"num_cpus": max(2, os.cpu_count() or 2)}),
         )
+        _stop_by_signal(stop)  # ray.init has put a handler of its own in place
         serve.start(http_options={"host": host, "port": port},
                     logging_config={"log_level": "WARNING", "enable_access_log": False})
         application = deployment(models, features, poll_seconds, threads, replicas).bind()
@@ -100,11 +100,16 @@ def serve_on_ray(
                         fix="See the replica's log below /tmp/ray/session_latest/logs/serve, or "
                         "use --engine local.") from error
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
         if ray.is_initialized():
             serve.shutdown()
             ray.shutdown()
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _stop_by_signal(stop: threading.Event) -> None:
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, lambda *_: stop.set())
 
 
 def deployment(models: Path, features: Path, poll_seconds: float, threads: int | None,

@@ -298,10 +298,15 @@ def _summer(strategy: Any) -> Callable[[Any], Any]:
         return lambda values: values
 
     def add(values: Any) -> Any:
-        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
+        # The copy lies on the replica's device, where a collective wants its input.
+        context = tf.distribute.get_replica_context()
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(values))
 
-    compiled = tf.function(lambda values: strategy.run(add, args=(values,)))
-    return lambda values: compiled(tf.constant(values)).numpy()
+    @tf.function
+    def total(values: Any) -> Any:
+        return strategy.run(add, args=(values,))
+
+    return lambda values: total(tf.constant(values)).numpy()
 
 
 def _gather(strategy: Any, values: Any) -> Any:
@@ -312,7 +317,10 @@ def _gather(strategy: Any, values: Any) -> Any:
         return values
 
     def gather(part: Any) -> Any:
-        return tf.distribute.get_replica_context().all_gather(part, axis=0)
+        return tf.distribute.get_replica_context().all_gather(tf.identity(part), axis=0)
 
-    compiled = tf.function(lambda part: strategy.run(gather, args=(part,)))
-    return compiled(tf.constant(values)).numpy()
+    @tf.function
+    def joined(part: Any) -> Any:
+        return strategy.run(gather, args=(part,))
+
+    return joined(tf.constant(values)).numpy()

@@ -98,13 +98,17 @@ class FusedEmbedding(tf_keras.layers.Layer):
     ) -> None:
         super().__init__(**kwargs)
         name = "FusedEmbedding"
-        pairs = list(tables.items()) if isinstance(tables, Mapping) else [tuple(t) for t in tables]
         # Kept as pairs: Keras' tracking of dictionary attributes sorts them by key.
-        self._tables = tuple((t, require_positive(name, f"tables[{t!r}]", r)) for t, r in pairs)
+        self._tables = tuple(
+            (table, require_positive(name, f"tables[{table!r}]", rows))
+            for table, rows in _pairs(tables)
+        )
         if not self._tables:
             raise ValueError("FusedEmbedding requires at least one table, but received none.")
         if len({t for t, _ in self._tables}) != len(self._tables):
-            raise ValueError(f"FusedEmbedding requires distinct table names, received {pairs}.")
+            raise ValueError(
+                f"FusedEmbedding requires distinct table names, received {self._tables}."
+            )
         self.dim = require_positive(name, "dim", dim)
         self.output_dim = require_positive(name, "output_dim", output_dim or dim)
         self.stddev = float(stddev)
@@ -120,8 +124,7 @@ class FusedEmbedding(tf_keras.layers.Layer):
                 "split the tables over two layers."
             )
         self.fields = tuple(fields)
-        pairs = list(lists.items()) if isinstance(lists, Mapping) else [tuple(p) for p in lists]
-        self._lists = tuple(pairs)
+        self._lists = tuple(_pairs(lists))
         for table in [*self.fields, *(t for _, t in self._lists)]:
             self._place(table)
         self.initializer = tf_keras.initializers.get(
@@ -181,7 +184,9 @@ class FusedEmbedding(tf_keras.layers.Layer):
             raise ValueError(
                 f"FusedEmbedding requires lists among {sorted(self.lists)}, but received {unknown}."
             )
-        requests = [(self._rows(self.lists[n], i), self.lists[n]) for n, i in ids_of.items()]
+        requests: list[tuple[tf.Tensor, Any]] = [
+            (self._rows(self.lists[name], ids), self.lists[name]) for name, ids in ids_of.items()
+        ]
         if "fields" in inputs:
             requests.append((self._field_rows(inputs["fields"]), self.fields))
         found = self._look_up(requests, training)
@@ -321,6 +326,12 @@ class FusedEmbedding(tf_keras.layers.Layer):
             return tf.tensor_scatter_nd_update(table, [[PADDING_ROW]], zeros)
 
         return draw()
+
+
+def _pairs(named: Mapping[str, Any] | Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """A mapping, or pairs (lists of two, after a round trip through JSON), as pairs."""
+    items = named.items() if isinstance(named, Mapping) else named
+    return [(name, value) for name, value in items]
 
 
 def _to_rows(ids: tf.Tensor, start: Any, last: Any) -> tf.Tensor:

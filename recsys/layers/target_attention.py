@@ -46,8 +46,9 @@ class TargetAttention(tf_keras.layers.Layer):
       ValueError: inputs of another rank or dtype.
 
     >>> layer = TargetAttention()
-    >>> layer(tf.ones([2, 4]), tf.ones([2, 5, 4]), tf.zeros([2, 5], tf.bool)).numpy().sum()
-    0.0
+    >>> layer(tf.ones([2, 4]), tf.ones([2, 5, 4]), tf.zeros([2, 5], tf.bool)).numpy()
+    array([[0., 0., 0., 0.],
+           [0., 0., 0., 0.]], dtype=float32)
     """
 
     def __init__(
