@@ -175,7 +175,7 @@ class _Job:
         folder, splits = self.folder, found["splits"]
         write_json(folder / "statistics.json",
                    {name: split.pop("columns") for name, split in splits.items()})
-        transform.write_schema(self.spec, folder / "schema.pbtxt")
+        transform.write_schema(self.spec, folder)
         (folder / "spec.yaml").write_text(dumps(self.spec), encoding="utf-8")
         content = {
             "spec": self.spec.name,
@@ -195,6 +195,7 @@ class _Job:
             "counters": {
                 feature.name: {
                     "by": [by.name for by in self.plan.by(feature)],
+                    "columns": [by.column.removeprefix("raw:") for by in self.plan.by(feature)],
                     "default": read_json(folder / "tables" / f".counter-{feature.name}.json"),
                 }
                 for feature in self.plan.counters

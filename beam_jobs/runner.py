@@ -13,8 +13,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
+from apache_beam.options.pipeline_options import (
+    PipelineOptions,
+    StandardOptions,
+    _BeamArgumentParser,
+)
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.runner import create_runner
 
 from recsys.errors import EXIT_WRONG_USE, UserError
 
@@ -45,6 +50,12 @@ def options_of(pipeline_args: Sequence[str]) -> PipelineOptions:
         fault = f"unknown: {' '.join(unknown)}" if unknown else ""
     except (ValueError, SystemExit):
         fault = fault or "arguments that cannot be parsed"
+    options = PipelineOptions(list(pipeline_args) if not fault else [])
+    if not fault and _names_runner(pipeline_args):
+        try:
+            create_runner(options.view_as(StandardOptions).runner)
+        except (ValueError, ImportError, AttributeError) as error:
+            fault = str(error)
     if fault:
         raise UserError(
             "These are no options of Apache Beam.",
@@ -54,7 +65,11 @@ def options_of(pipeline_args: Sequence[str]) -> PipelineOptions:
             fix="Correct them; see the pipeline options of Beam's runners.",
             exit_code=EXIT_WRONG_USE,
         )
-    return PipelineOptions(list(pipeline_args))
+    return options
+
+
+def _names_runner(pipeline_args: Sequence[str]) -> bool:
+    return any(str(argument).startswith("--runner") for argument in pipeline_args)
 
 
 @contextmanager
@@ -65,7 +80,7 @@ def pipeline(pipeline_args: Sequence[str]) -> Iterator[beam.Pipeline]:
         UserError: A worker met a mistake of the user, or the options are wrong.
     """
     options = options_of(pipeline_args)
-    named = any(str(argument).startswith("--runner") for argument in pipeline_args)
+    named = _names_runner(pipeline_args)
     try:
         with _quiet(), beam.Pipeline(runner=None if named else FnApiRunner(),
                                      options=options) as pipeline:

@@ -187,7 +187,7 @@ def _header(file: File) -> list[str]:
         if not file.is_csv:
             return list(pq.read_schema(file.path).names)
         with pa.input_stream(file.path) as stream:
-            text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+            text = io.TextIOWrapper(stream, "utf-8-sig", errors="replace", newline="")
             return next(csv.reader(text, delimiter=_delimiter(file)), [])
     except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
         raise damaged(file, error) from None

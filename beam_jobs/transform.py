@@ -14,7 +14,6 @@ import tensorflow as tf
 import tensorflow_transform as tft
 from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
-from tensorflow_transform.tf_metadata import schema_utils
 from tfx_bsl.tfxio.tensor_adapter import TensorAdapterConfig
 
 from beam_jobs.vocabularies import Wanted, learn_vocabularies
@@ -74,10 +73,13 @@ def raw_feature_spec(spec: Spec) -> dict[str, tf.io.FixedLenFeature]:
     }
 
 
-def write_schema(spec: Spec, path: Path) -> None:
-    """Write the tensorflow-metadata schema of the raw columns."""
-    schema = schema_utils.schema_from_feature_spec(raw_feature_spec(spec))
-    path.write_text(text_format.MessageToString(schema), encoding="utf-8")
+def write_schema(spec: Spec, folder: Path) -> None:
+    """Write the tensorflow-metadata schema of the raw columns, for readers and for TF Transform."""
+    metadata = tft.DatasetMetadata.from_feature_spec(raw_feature_spec(spec))
+    text = text_format.MessageToString(metadata.schema)
+    for path in (folder / "schema.pbtxt", folder / "transform" / "metadata" / "schema.pbtxt"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
 
 
 def preprocessing_fn(spec: Spec) -> Callable[[Tensors], Tensors]:

@@ -88,6 +88,14 @@ class Server(uvicorn.Server):
         self._ready = ready
         self._url = url
 
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take SIGINT and SIGTERM as what they are here: a service that is told to end, ends."""
+        with super().capture_signals():
+            yield
+            # Uvicorn would raise them again, so that a graceful end looked like a failure.
+            self._captured_signals.clear()
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then call `ready`."""
         await super().startup(sockets)

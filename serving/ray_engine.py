@@ -24,6 +24,8 @@ SETTINGS = {
     # On a busy machine the proxies take longer to start than the five seconds that Ray allows.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+    # HAProxy is told of a replica that goes at once; half a minute is for other balancers.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
@@ -103,11 +105,14 @@ def serve_on_ray(
         if ray.is_initialized():
             serve.shutdown()
             ray.shutdown()
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        if threading.current_thread() is threading.main_thread():
+            for each, handler in before.items():
+                signal.signal(each, handler)
 
 
 def _stop_by_signal(stop: threading.Event) -> None:
+    if threading.current_thread() is not threading.main_thread():
+        return  # only the main thread may be told by signals
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, lambda *_: stop.set())
 

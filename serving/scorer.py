@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,41 @@ import numpy as np
 
 import recsys  # noqa: F401  (Keras switch first)
 from recsys.errors import UserError
-from recsys.schema import output_names, raw_columns
+from recsys.schema import RawColumn, output_names, raw_columns
 from recsys.spec import Spec
 
 SCORE = "score"
+
+
+@dataclass(frozen=True)
+class _Pack:
+    """Columns of one type in one tensor: [rows, names], or [names] where all rows agree."""
+
+    names: tuple[str, ...]
+    dtype: str
+    rank: int
+
+    def of(self, columns: Mapping[str, np.ndarray], rows: int) -> np.ndarray:
+        kind: Any = object if self.dtype == "string" else np.float32
+        if self.rank == 1:
+            return np.array([columns[name][0] for name in self.names], dtype=kind)
+        packed = np.empty((rows, len(self.names)), dtype=kind)
+        for at, name in enumerate(self.names):
+            packed[:, at] = columns[name]
+        return packed
+
+
+def _packs(columns: Sequence[RawColumn], inputs: set[str]) -> tuple[_Pack, ...]:
+    packs = []
+    for rank in (2, 1):
+        for dtype in ("string", "float32"):
+            names = tuple(
+                column.name for column in columns
+                if column.name in inputs and column.dtype == dtype
+                and (column.owner == "item" or column.computed == "counter") == (rank == 2)
+            )
+            packs.append(_Pack(names, dtype, rank))
+    return tuple(packs)
 
 
 class Scorer:
@@ -36,7 +68,8 @@ class Scorer:
         self._tf = tensorflow()
         self._model = self._load()
         self._call = self._model.signatures["serving_default"]
-        self._inputs = self._check_inputs()
+        self._packs = _packs(self.columns, self._check_inputs())
+        self._packed = self._pack_call()
         self.warm_up(sorted({1, min(64, spec.serve.max_candidates), spec.serve.max_candidates}))
 
     def _load(self) -> Any:
@@ -48,7 +81,7 @@ class Scorer:
             raise self._damaged(f"the signatures {sorted(model.signatures)}")
         return model
 
-    def _check_inputs(self) -> dict[str, Any]:
+    def _check_inputs(self) -> set[str]:
         wanted = {column.name: column.dtype for column in self.columns}
         inputs = {name: tensor.dtype for name, tensor in
                   self._call.structured_input_signature[1].items()}
@@ -59,7 +92,24 @@ class Scorer:
         lacking = {*self.outputs, SCORE} - set(self._call.structured_outputs)
         if lacking:
             raise self._damaged(f"no output {', '.join(sorted(lacking))} in serving_default")
-        return inputs
+        return set(inputs)
+
+    def _pack_call(self) -> Any:
+        """The signature behind four tensors: handing tensors over costs more than most ops."""
+        tf, packs, call = self._tf, self._packs, self._call
+
+        @tf.function(autograph=False, input_signature=[
+            tf.TensorSpec([None] * pack.rank, pack.dtype) for pack in packs])
+        def packed(*tensors: Any) -> Any:
+            rows = tf.shape(tensors[0])[0]
+            inputs = {}
+            for pack, tensor in zip(packs, tensors, strict=True):
+                for at, name in enumerate(pack.names):
+                    inputs[name] = tf.fill([rows], tensor[at]) if pack.rank == 1 else tensor[:, at]
+            answer = call(**inputs)
+            return tf.stack([answer[name] for name in (*self.outputs, SCORE)])
+
+        return packed
 
     def _damaged(self, found: str) -> UserError:
         return UserError(
@@ -78,12 +128,15 @@ class Scorer:
 
         Returns:
             Each name of `outputs`, and `score`: float32 [rows].
+
+        A column of a user or a context has one value for all rows of a request; the first is
+        taken.
         """
-        constant = self._tf.constant
-        answer = self._call(**{
-            name: constant(columns[name], dtype) for name, dtype in self._inputs.items()
-        })
-        return {name: answer[name].numpy() for name in (*self.outputs, SCORE)}
+        rows = len(columns[self.columns[0].name])
+        answer = self._packed(*(
+            self._tf.constant(pack.of(columns, rows), pack.dtype) for pack in self._packs
+        )).numpy()
+        return dict(zip((*self.outputs, SCORE), answer, strict=True))
 
     def warm_up(self, sizes: Sequence[int]) -> None:
         """Run the graph once a size, so that no request pays for the first run."""
@@ -121,7 +174,8 @@ def tensorflow() -> Any:
 
     cores = cores_at_hand()
     try:
-        tf.config.threading.set_intra_op_parallelism_threads(cores)
+        # Requests run beside each other, so that splitting one op over threads only costs.
+        tf.config.threading.set_intra_op_parallelism_threads(1)
         tf.config.threading.set_inter_op_parallelism_threads(cores)
     except RuntimeError:
         # Something in this process has used TensorFlow already; its threads stay as they are.

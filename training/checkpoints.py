@@ -142,7 +142,9 @@ class Store:
         try:
             status = tf.train.Checkpoint(model=model).read(str(path))
             status.assert_existing_objects_matched()
-        except (tf.errors.OpError, AssertionError, ValueError) as error:
+        except (
+            tf.errors.OpError, AssertionError, IndexError, RuntimeError, ValueError
+        ) as error:
             raise UserError(
                 "A checkpoint cannot be read into this model.", where=str(path),
                 found=str(error).strip().splitlines()[0],

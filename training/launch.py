@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +15,13 @@ from typing import Any
 
 from recsys.artifacts import read_json, write_json
 from recsys.errors import UserError
-from training.loop import CHECKPOINTS, Job, fit
+from training.loop import CHECKPOINTS, Job, StoppedError, fit
 from training.progress import FOLDER, Progress, ProgressFile, relayed
 
 MAX_FAILURES = 3
 """Times that a group of workers is started anew after one of them was lost."""
 
-_FAULT = "fault.json"
+_FAULT = "fault-{}.json"
 _QUIET = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
@@ -107,7 +108,7 @@ def _worker(config: dict[str, Any]) -> None:
     job: Job = config["job"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    if (job.run / FOLDER / _FAULT).is_file():
+    if _read_fault(job.run) is not None:
         # Ray starts a failed group anew; a fault of the data would only fail again.
         return
     threads = max(1, (os.cpu_count() or 1) // context.get_local_world_size())
@@ -121,8 +122,11 @@ def _worker(config: dict[str, Any]) -> None:
         fit(job, strategy=strategy, worker=rank, workers=world,
             progress=ProgressFile(job.run, rank), report=_report)
     except UserError as error:
-        write_json(job.run / FOLDER / _FAULT, {"message": error.message, **error.fields()})
-        raise
+        path = job.run / FOLDER / _FAULT.format(rank)
+        write_json(path, {"message": error.message, **error.fields()})
+        # Where one worker alone stops, the others wait for it until Ray ends them.
+        if not isinstance(error, StoppedError):
+            raise
 
 
 def _report(metrics: dict[str, Any], checkpoint: Path | None) -> None:
@@ -137,11 +141,12 @@ def _report(metrics: dict[str, Any], checkpoint: Path | None) -> None:
 
 
 def _read_fault(run: Path) -> UserError | None:
-    path = run / FOLDER / _FAULT
-    if not path.is_file():
+    """What the workers found wrong; of several, the one that says most of the place."""
+    faults = [read_json(path) for path in sorted((run / FOLDER).glob(_FAULT.format("*")))]
+    if not faults:
         return None
-    record = read_json(path)
-    return UserError(record.pop("message"), **record)
+    fault = max(faults, key=lambda record: len(record["where"]))
+    return UserError(fault.pop("message"), **fault)
 
 
 def _lost(job: Job, error: Exception) -> UserError:
@@ -186,7 +191,8 @@ def _ray(address: str | None, workers: int, verbose: bool) -> Iterator[None]:
             "_temp_dir": folder,
         }
     try:
-        with _quiet_loggers(verbose):
+        # Ray prints what its daemons say; standard output belongs to the caller's result.
+        with _quiet_loggers(verbose), contextlib.redirect_stdout(sys.stderr):
             try:
                 ray.init(address=address, **options)
             except (ConnectionError, RuntimeError, ValueError) as error:

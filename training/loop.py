@@ -54,6 +54,10 @@ class Fitted:
     logits: Any
 
 
+class StoppedError(UserError):
+    """A fault that every worker finds at the same step, so that none waits for another."""
+
+
 Report = Callable[[dict[str, Any], Path | None], None]
 """Called by every worker at each checkpoint, with metrics and the checkpoint's folder."""
 
@@ -81,7 +85,8 @@ def fit(
         The model, with the weights of the last step.
 
     Raises:
-        UserError: The examples are unfit, or the loss is not finite.
+        UserError: The examples are unfit.
+        StoppedError: The loss is not finite.
     """
     import tensorflow as tf
 
@@ -162,7 +167,8 @@ class _Loop:
         totals = self._sum(np.concatenate([means, bad]).astype(np.float32))
         bad = totals[len(names):]
         if bad.any():
-            self._fail(int(np.argmax(bad > 0)) - len(pending), position, first < len(pending))
+            earliest = int(np.argmax(bad > 0))
+            self._fail(earliest - len(pending), position, first == earliest)
         logs = dict(zip(names, (totals[: len(names)] / self._workers).tolist(), strict=True))
         self._write("train", position.step, logs)
         self._progress("train", position.step, self._total,
@@ -180,7 +186,7 @@ class _Loop:
             ))
             layer = first_bad_layer(self._model, found)
             where += f", layer {layer}" if layer else ", in the loss (all layers are finite)"
-        raise UserError(
+        raise StoppedError(
             "Training stopped: the loss is not finite.", where=where,
             expected="a finite loss", found="NaN or infinity",
             fix=f"The last good checkpoint is kept in {self._store.folder}. Lower "

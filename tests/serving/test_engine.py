@@ -72,7 +72,7 @@ def told(answer: httpx.Response) -> dict[str, object]:
 def test_local_ends_well_on_sigterm(models: Path, features: Path) -> None:
     with process(models, features, "local") as (url, child):
         assert told(httpx.post(f"{url}/v1/rank", json=BODY))["model_version"] == 1
-    assert child.returncode in (0, -signal.SIGTERM)
+    assert child.returncode == 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/healthz")
 

@@ -1,0 +1,165 @@
+"""What wrong input gets: a clear error, and nothing left behind."""
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from beam_jobs import run_features
+from beam_jobs.runner import CarriedError, _carried, carrying
+from recsys.errors import UserError
+from recsys.spec import loads
+
+SPEC = """
+name: mistakes
+data:
+  impressions: {path: log}
+  keys: {user: user, item: item}
+  time: {column: at}
+  split: {train_to: 2026-03-01, validation_to: 2026-03-02}
+features:
+  - {name: user, owner: user, encode: vocabulary}
+  - {name: price, owner: item, encode: numeric}
+tasks:
+  - {name: click, label: {column: clicked}}
+"""
+
+
+def rows(n=60):
+    return pd.DataFrame(
+        {
+            "user": [f"u{i % 7}" for i in range(n)],
+            "item": [f"p{i}" for i in range(n)],
+            "at": [f"2026-03-0{1 + i % 3}T10:00:00" for i in range(n)],
+            "price": np.arange(n) * 0.5,
+            "clicked": np.arange(n) % 2,
+        }
+    )
+
+
+@pytest.fixture
+def refuse(tmp_path):
+    """Run on these rows (or this folder) and answer the error; nothing may be left behind."""
+
+    def run(table=None, text=SPEC, files=None, args=()):
+        folder = tmp_path / "input"
+        (folder / "log").mkdir(parents=True, exist_ok=True)
+        if table is not None:
+            table.to_csv(folder / "log" / "a.csv", index=False)
+        for name, content in (files or {}).items():
+            (folder / "log" / name).write_bytes(content)
+        with pytest.raises(UserError) as caught:
+            run_features(loads(text), folder, tmp_path / "out", pipeline_args=args)
+        assert [path.name for path in tmp_path.iterdir()] == ["input"]
+        return caught.value
+
+    return run
+
+
+def test_a_missing_column_names_the_nearest(refuse):
+    error = refuse(rows().rename(columns={"price": "prize"}))
+    assert "'price'" in error.message and "prize" in error.fix and error.where.endswith("a.csv")
+
+
+def test_no_files(refuse):
+    error = refuse()
+    assert "No files of impressions" in error.message and "log" in error.found
+
+
+def test_no_input(tmp_path):
+    with pytest.raises(UserError, match="input does not exist"):
+        run_features(loads(SPEC), tmp_path / "none", tmp_path / "out")
+
+
+def test_a_label_that_is_not_0_or_1(refuse):
+    error = refuse(rows().assign(clicked=lambda t: t["clicked"].replace(1, 2)))
+    assert "30 of 60" in error.message
+    assert "30 × label clicked is not 0 or 1" in error.found and '"clicked": "2"' in error.found
+
+
+def test_few_bad_rows_pass_the_threshold_and_many_do_not(refuse):
+    bad = rows(200)
+    bad.loc[[3, 4, 5], "at"] = "noon"
+    error = refuse(bad)
+    assert error.found.startswith("1.50% (3 × at is no time)")
+    assert error.where == "data.bad_records"
+
+
+def test_ragged_lines_are_bad_records(refuse):
+    text = rows().to_csv(index=False) + "u1,p1\n" * 5
+    error = refuse(files={"a.csv": text.encode()})
+    assert "5 × wrong number of fields" in error.found and "2 fields in place of 5" in error.found
+
+
+def test_text_that_is_no_utf8_is_a_bad_record(refuse):
+    text = rows().to_csv(index=False).encode() + b"\xff,p,2026-03-01,1,1\n"
+    error = refuse(files={"a.csv": text})
+    assert "1 × user is missing" in error.found
+
+
+def test_an_empty_split_says_what_was_found(refuse):
+    error = refuse(rows()[lambda t: ~t["at"].str.startswith("2026-03-02")])
+    assert error.message == "The split validation is empty."
+    assert error.found == "train 20, validation 0, test 20; days 2026-03-01 to 2026-03-03"
+
+
+def test_an_empty_log(refuse):
+    error = refuse(rows(0))
+    assert "train and validation and test" in error.message and "no impressions" in error.found
+
+
+def test_a_truncated_parquet_file(refuse, tmp_path):
+    pq.write_table(pa.Table.from_pandas(rows()), tmp_path / "x.parquet")
+    content = (tmp_path / "x.parquet").read_bytes()
+    (tmp_path / "x.parquet").unlink()
+    error = refuse(files={"b.parquet": content[: len(content) // 2]})
+    assert "damaged" in error.message and error.where.endswith("b.parquet")
+
+
+def test_parquet_pages_that_are_damaged_are_met_by_a_worker(refuse, tmp_path):
+    pq.write_table(pa.Table.from_pandas(rows()), tmp_path / "x.parquet", compression="zstd")
+    content = bytearray((tmp_path / "x.parquet").read_bytes())
+    (tmp_path / "x.parquet").unlink()
+    content[4:400] = bytes(396)
+    error = refuse(files={"b.parquet": bytes(content)})
+    assert "damaged" in error.message and error.where.endswith("b.parquet")
+
+
+def test_a_csv_file_of_no_bytes(refuse):
+    error = refuse(files={"a.csv": b""})
+    assert "'user'" in error.message and error.found == "no columns"
+
+
+def test_a_column_that_is_there_twice(refuse):
+    error = refuse(files={"a.csv": b"user,user,item,at,price,clicked\n"})
+    assert "'user' is there twice" in error.message
+
+
+def test_unknown_pipeline_options(refuse):
+    error = refuse(rows(), args=["--direct_num_wrkers=2"])
+    assert "--direct_num_wrkers=2" in error.found and error.exit_code == 2
+
+
+def test_a_wrong_value_of_a_pipeline_option(refuse):
+    assert refuse(rows(), args=["--direct_num_workers=many"]).exit_code == 2
+
+
+def test_an_unknown_runner(refuse):
+    assert "NoSuchRunner" in refuse(rows(), args=["--runner=NoSuchRunner"]).found
+
+
+def test_errors_come_out_of_workers_whole():
+    error = UserError("What.", expected="a: b", found="c\nd", where="e", fix="f", exit_code=3)
+    with pytest.raises(CarriedError) as caught, carrying():
+        raise error
+    # Runners pass on the text of an exception, wrapped in their own.
+    back = _carried(RuntimeError(f"Traceback\n  {caught.value} [while running 'Read']"))
+    assert str(back) == str(error) and back.exit_code == 3
+
+
+def test_a_full_disk_is_told_without_a_traceback():
+    with pytest.raises(CarriedError) as caught, carrying():
+        raise OSError(28, "No space left on device", "/data/part-0")
+    back = _carried(RuntimeError(str(caught.value)))
+    assert back.where == "/data/part-0" and "No space" in back.found and "space" in back.fix

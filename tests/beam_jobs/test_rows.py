@@ -1,0 +1,304 @@
+"""The plain functions on rows: reading, canonical values, joins, histories, counters, splits."""
+
+from datetime import date
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from beam_jobs import counters, sources
+from beam_jobs.history import histories
+from beam_jobs.join import attribute, deduplicate, join_table
+from beam_jobs.partition import gather, mixed, partition, stable_hash
+from beam_jobs.plan import plan_of
+from beam_jobs.split import identity, split_of
+from beam_jobs.statistics import NumberStats, TextStats
+from beam_jobs.validate import parse_time, validate
+from recsys.spec import loads
+from recsys.spec.records import TimeColumn
+
+DAY = 86_400_000
+
+SPEC = """
+name: rows
+data:
+  impressions: {path: log}
+  actions: {buy: {path: buys, time: {column: at, unit: ms}}}
+  keys: {impression: id, user: user, item: item}
+  time: {column: at, unit: ms}
+  split: {train_to: 2026-01-01, validation_to: 2026-01-02, test_to: 2026-01-03}
+features:
+  - {name: item, owner: item, encode: vocabulary}
+  - {name: seen, owner: user, encode: {kind: history, of: item, max_length: 2}}
+  - {name: bought, owner: user, encode: {kind: history, of: item, action: buy}}
+  - {name: rate, owner: item, encode: {kind: counter, by: [item], task: buy, prior_weight: 2}}
+tasks:
+  - {name: click, label: {column: clicked}}
+  - {name: buy, label: {action: buy, within: 2d}, given: click}
+"""
+
+
+@pytest.fixture
+def plan():
+    return plan_of(loads(SPEC))
+
+
+def shown(*rows):
+    """Impressions from (id, user, item, day, hour, clicked)."""
+    ids, users, items, days, hours, clicked = zip(*rows, strict=True)
+    return pa.table({
+        "row": pa.array(range(len(rows)), pa.int64()),
+        "key:user": list(users), "key:item": list(items), "key:impression": list(ids),
+        "time": pa.array([d * DAY + h * 3_600_000 for d, h in zip(days, hours, strict=True)],
+                         pa.int64()),
+        "label:click": pa.array(clicked, pa.float32()),
+        "raw:item": list(items),
+    })
+
+
+def events(*rows):
+    ids, days, hours = zip(*rows, strict=True)
+    return pa.table({
+        "row": pa.array(range(len(rows)), pa.int64()), "key:impression": list(ids),
+        "time": pa.array([d * DAY + h * 3_600_000 for d, h in zip(days, hours, strict=True)],
+                         pa.int64()),
+    })
+
+
+# ------------------------------------------------------------------------------------ sources
+
+
+def test_sample_spreads_over_all_rows():
+    kept = sources.Sample(total=100_000, most=2000).keeps(np.arange(100_000)).nonzero()[0]
+    assert len(kept) == 2000
+    assert len(set(kept // 10_000)) == 10  # every tenth of the log has some
+    assert (np.diff(kept) == 1).sum() == 2000 - 40  # in runs of 50
+    assert sources.Sample(7, 20).keeps(np.arange(7)).all()
+    for total, most in ((10, 3), (101, 100), (999, 51), (1000, 149)):
+        assert 0 < sources.Sample(total, most).keeps(np.arange(total)).sum() <= most
+
+
+def test_folders_globs_partitions_and_formats(plan, tmp_path):
+    from dataclasses import replace
+
+    frame = pd.DataFrame({"id": ["1.0", "x,y"], "at": [1, 2]})
+    for name in ("a/day=1/x.parquet", "a/day=2/y.csv", "a/day=2/_skip.csv", "a/.hid/z.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith("csv"):
+            frame.to_csv(tmp_path / name, index=False)
+        else:
+            pq.write_table(pa.Table.from_pandas(frame), tmp_path / name)
+    source = plan.actions["buy"]
+    day = replace(source.fields[0], target="raw:day", column="day", kind="text")
+    source = replace(source, path="a", fields=(*source.fields, day))
+    files = sources.resolve(tmp_path, source)
+    assert [file.path[len(str(tmp_path)):] for file in files] == [
+        "/a/day=1/x.parquet", "/a/day=2/y.csv"]
+    assert sources.resolve(tmp_path, replace(source, path="a/day=*")) == files
+    assert len(sources.resolve(tmp_path, replace(source, path="a/**/*.csv"))) == 1
+    sources.check(files, source)
+    tables = [validate(*block, source).good for task in sources.tasks(files, source)
+              for block in sources.read(task)]
+    table = pa.concat_tables(tables)
+    assert table["key:impression"].to_pylist() == ["1.0", "x,y"] * 2  # text stays as it is
+    assert table["raw:day"].to_pylist() == ["1", "1", "2", "2"]
+    assert (np.diff(table["row"].to_numpy()) > 0).all()
+
+
+# ----------------------------------------------------------------------------------- validate
+
+
+@pytest.mark.parametrize(
+    ("values", "column", "expected"),
+    [
+        (["1", "2.5", "x", ""], {"unit": "s"}, [1000, 2500, None, None]),
+        ([1, None], {"unit": "us"}, [0, None]),
+        ([1_700_000_000_123_456_789], {"unit": "ns"}, [1_700_000_000_123]),
+        (["2026-01-02", "2026-01-02T03:00:00+03:00", "1 May"], {},
+         [1_767_312_000_000, 1_767_312_000_000, None]),
+        (["20260102", "2026-01-02"], {"format": "%Y%m%d"}, [1_767_312_000_000, None]),
+        ([20260102], {"format": "%Y%m%d"}, [1_767_312_000_000]),
+        ([date(1970, 1, 2), None], {}, [DAY, None]),
+        (["inf", "1e300"], {"unit": "s"}, [None, None]),
+    ],
+)
+def test_times(values, column, expected):
+    ms, bad = parse_time(pa.chunked_array([values]), TimeColumn(column="t", **column))
+    assert [None if b else m for m, b in zip(ms.tolist(), bad, strict=True)] == expected
+
+
+# --------------------------------------------------------------------------------------- join
+
+
+def test_duplicates_and_contradictions():
+    table = pa.table({"row": [0, 1, 2, 3], "key:impression": ["a", "a", "a", "b"],
+                      "x": pa.array([1.0, 1.0, np.nan, np.nan], pa.float32())})
+    joined = deduplicate(table, "impressions", "key:impression")
+    assert joined.rows["row"].to_pylist() == [0, 3]
+    assert joined.counts == {"duplicates_removed": 1}
+    assert joined.dead["reason"].to_pylist() == ["impression is there twice, with different values"]
+    # Without a key, only rows that are equal in everything are the same; missing equals missing.
+    table = pa.table({"row": [0, 1, 2], "x": pa.array([np.nan, np.nan, 1.0], pa.float32())})
+    assert deduplicate(table, "impressions", None).rows["row"].to_pylist() == [0, 2]
+
+
+def test_windows_are_inclusive_and_the_funnel_is_repaired(plan):
+    rows = shown(("a", "u", "p", 1, 0, 1), ("b", "u", "p", 1, 0, 1), ("c", "u", "p", 1, 0, 0),
+                 ("d", "u", "p", 1, 0, 1))
+    buys = events(("a", 3, 0), ("b", 3, 1), ("c", 1, 1), ("d", 0, 23), ("x", 1, 1), ("a", 2, 0))
+    joined = attribute(rows, {"buy": buys}, plan)
+    assert joined.rows["label:buy"].to_pylist() == [1.0, 0.0, 0.0, 0.0]
+    assert joined.rows["known:buy"][0].as_py() == 2 * DAY  # the first of two
+    assert joined.counts == {"actions_without_impression.buy": 1,
+                             "conversion_without_given.buy": 1}
+
+
+def test_table_join_fills_what_is_missing():
+    rows = pa.table({"row": [0, 1], "key:item": ["p", "q"]})
+    table = pa.table({"row": [0], "key": ["q"], "raw:price": pa.array([2.0], pa.float32()),
+                      "raw:kind": ["k"]})
+    joined = join_table(rows, table, "item")
+    assert joined.rows["raw:kind"].to_pylist() == ["", "k"]
+    assert np.isnan(joined.rows["raw:price"][0].as_py())
+    assert joined.counts == {"item_rows_unmatched": 1}
+
+
+# --------------------------------------------------------------------- histories and counters
+
+
+@pytest.fixture
+def labelled(plan):
+    """u buys p2 (shown on day 1) on day 3 only; v comes on day 4 for the first time."""
+    rows = shown(("a", "u", "p1", 1, 1, 1), ("b", "u", "p2", 1, 2, 1), ("c", "u", "p3", 2, 1, 1),
+                 ("d", "u", "p4", 3, 1, 1), ("e", "u", "p1", 4, 1, 1), ("f", "v", "p1", 4, 1, 0))
+    return attribute(rows, {"buy": events(("b", 3, 1), ("c", 2, 2))}, plan).rows
+
+
+def test_histories_by_hand(plan, labelled):
+    seen = histories(labelled, plan.spec.feature("seen"), plan)
+    assert seen.rows.to_pylist() == ["", "", "p2,p1", "p3,p2", "p4,p3", ""]
+    assert dict(zip(*seen.users.to_pydict().values(), strict=True)) == {"u": "p1,p4", "v": "p1"}
+    bought = histories(labelled, plan.spec.feature("bought"), plan)
+    # On day 3, what u bought that day is not yet known.
+    assert bought.rows.to_pylist() == ["", "", "", "p3", "p2,p3", ""]
+
+
+def test_histories_count_days_as_the_split_does(plan, labelled):
+    # Local days that begin six hours before UTC's: all of it one day later, nothing else changed.
+    local = pa.array(labelled["day"].to_numpy() + 1)
+    moved = labelled.set_column(labelled.column_names.index("day"), "day", local)
+    for name in ("seen", "bought"):
+        feature = plan.spec.feature(name)
+        assert histories(moved, feature, plan).rows == histories(labelled, feature, plan).rows
+
+
+def count_past(plan, shards):
+    """The counter as the pipeline computes it, over shards of rows."""
+    feature = plan.spec.feature("rate")
+    parts = [(number, counters.partial(rows, feature, plan)) for number, rows in shards]
+    sums: counters.Totals = {}
+    for _, part in parts:
+        for key, both in counters.totals(part, feature).items():
+            known = sums.get(key, (0, 0))
+            sums[key] = (known[0] + both[0], known[1] + both[1])
+    overall = counters.Overall.of(sums, "rate")
+    replies, final = counters.answers(parts, feature, overall)
+    values = {}
+    for number, rows in shards:
+        mine = [table for shard, table in replies if shard == number]
+        rows = counters.attach(rows, {"rate": mine}, plan)
+        values |= dict(zip(rows["row"].to_pylist(), rows["raw:rate"].to_pylist(), strict=True))
+    return [values[row] for row in sorted(values)], counters.serving_table([final], feature, plan)
+
+
+def test_counters_by_hand(plan, labelled):
+    values, final = count_past(plan, [(0, labelled)])
+    assert np.isnan(values[:2]).all()  # nothing was known before day 1
+    # Day 2: two shown, none bought, p3 never. Day 3: three shown, one bought (p3).
+    assert values[2:4] == [0.0, pytest.approx((0 + 2 * 1 / 3) / (0 + 2))]
+    # Day 4: four shown, two bought; p1 shown once and not bought.
+    assert values[4:] == [pytest.approx((0 + 2 * 2 / 4) / (1 + 2))] * 2
+    end = dict(zip(final["item"].to_pylist(), final["value"].to_pylist(), strict=True))
+    assert end["p1"] == pytest.approx((0 + 2 * 2 / 6) / (3 + 2))
+    assert end["p2"] == pytest.approx((1 + 2 * 2 / 6) / (1 + 2))
+
+
+def test_counters_do_not_depend_on_shards(plan, labelled):
+    one, _ = count_past(plan, [(0, labelled)])
+    three = list(partition(labelled, "key:item", 3))
+    np.testing.assert_array_equal(one, count_past(plan, three)[0])
+
+
+# -------------------------------------------------------------------------------------- split
+
+
+def fraction_plan(keys):
+    text = SPEC.replace(
+        "split: {train_to: 2026-01-01, validation_to: 2026-01-02, test_to: 2026-01-03}",
+        "split: {kind: fraction, validation: 0.2, test: 0.1, seed: 3}",
+    )
+    return plan_of(loads(text.replace("keys: {", "keys: {" + keys)))
+
+
+def test_fractions_are_near_their_shares_and_stable():
+    n = 20_000
+    table = pa.table({"row": range(n), "key:user": [f"u{i % 100}" for i in range(n)],
+                      "raw:x": pa.array(np.arange(n), pa.float32())})
+    spec = fraction_plan("").spec
+    rows = table.append_column("identity", pa.array(identity(table)))
+    split = split_of(rows, spec)
+    share = np.bincount(split, minlength=3) / n
+    np.testing.assert_allclose(share, [0.7, 0.2, 0.1], atol=0.01)
+    # A row's split does not depend on where it is read or on what lies beside it.
+    later = rows.slice(5000).set_column(0, "row", pa.array(range(15_000)))
+    later = later.set_column(3, "identity", pa.array(identity(later.drop_columns(["identity"]))))
+    np.testing.assert_array_equal(split_of(later, spec), split[5000:])
+
+
+def test_fractions_keep_requests_whole():
+    table = pa.table({"row": range(1000), "key:request": [f"r{i // 10}" for i in range(1000)]})
+    rows = table.append_column("identity", pa.array(identity(table)))
+    split = split_of(rows, fraction_plan("request: r, ").spec)
+    assert all(len(set(split[i : i + 10])) == 1 for i in range(0, 1000, 10))
+    assert set(split) == {0, 1, 2}
+
+
+def test_days_are_divided_inclusively(plan):
+    first = (date(2026, 1, 1) - date(1970, 1, 1)).days
+    rows = pa.table({"day": pa.array([first - 9, first, first + 1, first + 2, first + 3],
+                                     pa.int32())})
+    assert split_of(rows, plan.spec).tolist() == [0, 0, 1, 2, 3]
+
+
+# ---------------------------------------------------------------------- partition, statistics
+
+
+def test_partition_loses_nothing_and_is_stable():
+    table = pa.table({"row": range(1000), "k": [f"k{i % 37}" for i in range(1000)]})
+    parts = list(partition(table, "k", 5))
+    assert len(parts) == 5
+    owners = {}
+    for shard, part in parts:
+        for key in set(part["k"].to_pylist()):
+            assert owners.setdefault(key, shard) == shard
+    assert gather([part for _, part in reversed(parts)]).equals(table.combine_chunks())
+    # pandas promises this hash to stay; a change would move every row to another split.
+    assert stable_hash(pa.array(["x0"])).tolist() == [3639158520915982615]
+    one = np.array([1], np.uint64)
+    assert mixed(one, 1).tolist() != mixed(one, 2).tolist()
+
+
+def test_statistics_merge_to_the_whole():
+    values = np.array([1, 5, np.nan, 2, 2, 9], np.float32)
+    parts = NumberStats.of(values[:2]).merged(NumberStats.of(values[2:3])).merged(
+        NumberStats.of(values[3:]))
+    report = parts.report()
+    assert report["missing"] == 1 and report["mean"] == pytest.approx(np.nanmean(values))
+    assert report["std"] == pytest.approx(np.nanstd(values))
+    text = pa.chunked_array([[f"v{i % 3000}" for i in range(9000)] + ["", "v0"]])
+    report = TextStats.of(text.slice(0, 5000)).merged(TextStats.of(text.slice(5000))).report()
+    assert report["count"] == 9002 and report["missing"] == 1
+    assert next(iter(report["top"].items())) == ("v0", 4)
+    assert report["distinct"] == pytest.approx(3000, rel=0.1)

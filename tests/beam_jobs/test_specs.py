@@ -1,0 +1,167 @@
+"""One table with fractions, and the shipped specs made small, through the whole job."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from beam_jobs import job, run_features
+from recsys.errors import UserError
+from recsys.schema import example_columns, model_inputs
+from recsys.spec import load, loads
+from recsys.world import simulate
+
+ROOT = Path(__file__).parents[2]
+KUAIRAND = ROOT.parent / "shared" / "data" / "kuairand_pure"
+
+TABLE = """
+name: table
+data:
+  impressions: {path: rows.csv}
+  keys: {user: user, item: item}
+  split: {kind: fraction, validation: 0.2, test: 0.2}
+features:
+  - {name: user, owner: user, encode: vocabulary}
+  - {name: colour, owner: item, encode: vocabulary}
+  - {name: colour_number, owner: item, column: size, encode: numeric}
+  - {name: colour_text, owner: item, column: size, encode: vocabulary}
+tasks:
+  - {name: click, label: {column: click}}
+  - {name: watched, label: {column: seconds}, given: click, loss: {kind: mse}}
+"""
+
+
+@pytest.fixture(scope="module")
+def rows():
+    rng = np.random.default_rng(1)
+    n = 1000
+    return pd.DataFrame(
+        {
+            "user": rng.integers(0, 50, n), "item": rng.integers(0, 20, n),
+            "colour": rng.choice(["red", "green"], n), "size": rng.integers(0, 2000, n) / 10,
+            "click": rng.integers(0, 2, n), "seconds": rng.integers(0, 100, n),
+        }
+    ).drop_duplicates()
+
+
+@pytest.fixture(scope="module")
+def table(rows, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("table")
+    rows.to_csv(folder / "rows.csv", index=False)
+    manifest = run_features(loads(TABLE), folder / "rows.csv", folder / "features")
+    return folder, manifest
+
+
+def read(folder, split):
+    return pq.read_table(folder / "examples" / split).to_pandas()
+
+
+def test_one_file_is_input_enough(table, rows):
+    _, manifest = table
+    assert sum(manifest["rows"].values()) == len(rows)
+    for split, share in (("train", 0.6), ("validation", 0.2), ("test", 0.2)):
+        assert manifest["rows"][split] / len(rows) == pytest.approx(share, abs=0.05)
+    assert manifest["time_range"] == {"train": None, "validation": None, "test": None}
+
+
+def test_columns_without_request_and_time(table):
+    columns = set(read(table[0] / "features", "train").columns)
+    assert set(example_columns(loads(TABLE))) - columns == {"key:request", "time"}
+
+
+def test_a_regression_is_zero_where_what_it_follows_did_not_happen(table, rows):
+    made = pd.concat([read(table[0] / "features", s) for s in ("train", "validation", "test")])
+    assert (made["label:watched"][made["label:click"] == 0] == 0).all()
+    assert made["label:watched"].sum() == rows["seconds"][rows["click"] == 1].sum()
+
+
+def test_a_column_may_be_text_and_number(table, rows):
+    train = read(table[0] / "features", "train")
+    assert abs(train["colour_number"].mean()) < 1e-5 and train["colour_number"].std() > 0.9
+    assert train["colour_text"].nunique() > 100
+
+
+def test_without_tables_the_newest_values_serve(table, rows):
+    items = pq.read_table(table[0] / "features" / "tables" / "item.parquet").to_pandas()
+    assert items.columns.tolist() == ["key", "colour", "size"]
+    last = rows.drop_duplicates("item", keep="last").set_index("item")
+    for key, colour, size in items.to_numpy():
+        assert (colour, float(size)) == (last["colour"][int(key)], last["size"][int(key)])
+
+
+def test_rows_are_shuffled(table, rows):
+    users = read(table[0] / "features", "train")["key:user"].astype(int).to_numpy()
+    assert abs(np.corrcoef(users[:-1], users[1:])[0, 1]) < 0.2
+    assert (users[:100] != rows["user"].to_numpy()[:100]).any()
+
+
+def test_a_second_run_is_the_same_and_replaces_only_features(table):
+    folder, _ = table
+    before = {path: path.read_bytes() for path in sorted((folder / "features").rglob("*"))
+              if path.suffix == ".parquet" or (path.parent.name == "assets" and path.is_file())}
+    run_features(loads(TABLE), folder / "rows.csv", folder / "features")
+    assert len(before) > 8
+    assert all(path.read_bytes() == content for path, content in before.items())
+    other = folder / "precious"
+    other.mkdir()
+    (other / "note.txt").write_text("mine")
+    with pytest.raises(UserError, match="already exists"):
+        run_features(loads(TABLE), folder / "rows.csv", other)
+    assert (other / "note.txt").read_text() == "mine"
+
+
+def test_joined_rows_do_not_depend_on_shards(tmp_path, monkeypatch):
+    simulate(tmp_path / "world", rows=3000, seed=2)
+    spec = load(ROOT / "infra" / "specs" / "world.yaml")
+    found = []
+    for shards in (1, 5):
+        monkeypatch.setattr(job, "FEWEST_SHARDS", shards)
+        made = job._Job(spec, tmp_path / "world", tmp_path / str(shards), [], None)
+        reads, number = made._look()
+        assert number == shards
+        made._join(reads, number)
+        from beam_jobs.sinks import read_arrow
+
+        files = sorted(made.joined.glob("train/*.arrow"))
+        frame = pd.concat([read_arrow(str(file)).to_pandas() for file in files])
+        found.append(frame.sort_values("row", ignore_index=True).sort_index(axis=1))
+        assert len(files) == shards
+    pd.testing.assert_frame_equal(*found)
+
+
+def check_examples(spec, folder, manifest):
+    """Ids lie inside their tables, and lists are padded at their tails."""
+    for split in ("train", "validation", "test"):
+        table = pq.read_table(folder / "examples" / split)
+        assert table.num_rows == manifest["rows"][split] > 0
+        assert set(table.column_names) <= set(example_columns(spec))
+        for model_input in model_inputs(spec):
+            values = np.stack(table[model_input.name].to_pandas().to_numpy())
+            if model_input.table is not None:
+                rows = manifest["tables"][model_input.table]
+                assert -1 <= values.min() and values.max() < rows, model_input.name
+            if model_input.kind == "ids":
+                padded = values == -1
+                assert (padded[:, 1:] >= padded[:, :-1]).all()
+            assert np.isfinite(values).all()
+
+
+def test_the_world_spec_made_small(tmp_path):
+    simulate(tmp_path / "world", rows=20_000, seed=1, dirt=0.01)
+    spec = load(ROOT / "infra" / "specs" / "world.yaml").shrunk(rows=3000)
+    manifest = run_features(spec, tmp_path / "world", tmp_path / "features")
+    check_examples(spec, tmp_path / "features", manifest)
+    counts = manifest["counts"]
+    assert sum(manifest["rows"].values()) + counts["duplicates_removed"] == 3000
+    assert counts["duplicates_removed"] > 0
+    assert len(counts["day"]) == 10  # fewer rows, but of every day
+
+
+@pytest.mark.skipif(not KUAIRAND.exists(), reason="the real logs are not on this machine")
+def test_the_kuairand_spec_made_small(tmp_path):
+    spec = load(ROOT / "infra" / "specs" / "kuairand.yaml").shrunk(rows=3000)
+    manifest = run_features(spec, KUAIRAND, tmp_path / "features")
+    check_examples(spec, tmp_path / "features", manifest)
+    assert sum(manifest["rows"].values()) > 2900

@@ -1,0 +1,65 @@
+"""Decisions by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from make_features import small_spec
+from recsys.spec import Spec
+from recsys.spec.records import Gate
+from training.gate import Promote, Reject, decide
+
+
+def gated(**gate: float) -> Spec:
+    spec = small_spec()
+    tasks = tuple(task.model_copy(update={"gate": Gate(**gate)}) for task in spec.tasks)
+    return spec.model_copy(update={"tasks": tasks})
+
+
+def found(click: float | None, conversion: float | None = 0.7, ece: float = 0.01) -> dict[str, Any]:
+    tasks = {"click": {"auc": click, "ece": ece}, "conversion": {"auc": conversion, "ece": ece}}
+    return {"rows": 100, "tasks": tasks}
+
+
+def test_without_champion_and_gates_all_pass() -> None:
+    assert decide(found(0.6), None, gated()) == Promote()
+
+
+def test_least_auc() -> None:
+    assert decide(found(0.70), None, gated(min_auc=0.7)) == Promote()
+    assert decide(found(0.6999), None, gated(min_auc=0.7)) == Reject(
+        ("click: AUC 0.6999 is below the gate of 0.7000",)
+    )
+
+
+def test_most_ece_of_each_task() -> None:
+    assert decide(found(0.7, ece=0.03), None, gated(max_ece=0.02)) == Reject(
+        (
+            "click: ECE 0.0300 is above the gate of 0.0200",
+            "conversion: ECE 0.0300 is above the gate of 0.0200",
+        )
+    )
+
+
+def test_drop_against_the_champion() -> None:
+    decision = decide(found(0.74, 0.70), found(0.75, 0.60), gated(max_auc_drop=0.005))
+    assert decision == Reject(
+        (
+            "click: AUC 0.7400 is 0.0100 below the champion's 0.7500; "
+            "at most 0.0050 is allowed",
+        )
+    )
+    decision = decide(found(0.746), found(0.75), gated(max_auc_drop=0.005))
+    assert isinstance(decision, Promote)
+    assert decision.notes[0] == "click: AUC 0.7460, the champion's 0.7500"
+
+
+def test_a_task_that_the_champion_lacks_is_not_compared() -> None:
+    champion = {"rows": 9, "tasks": {"click": {"auc": 0.7, "ece": 0.0}}}
+    assert isinstance(decide(found(0.7, 0.1), champion, gated()), Promote)
+
+
+def test_undefined_numbers_and_no_rows_are_refused() -> None:
+    decision = decide(found(None), None, gated(max_ece=0.5))
+    assert isinstance(decision, Reject) and "click: AUC is not defined" in decision.reasons[0]
+    assert isinstance(decide({"rows": 0, "tasks": {}}, None, gated()), Reject)

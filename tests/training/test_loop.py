@@ -1,0 +1,166 @@
+"""The loop: seeds, resuming, workers, early stopping, faults."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from make_features import TABLES, small_spec
+from recsys.errors import UserError
+from recsys.model import build
+from training.checkpoints import Store
+from training.loop import Job, fit
+from two_workers import fit_in_processes
+
+
+def history(run: Path) -> list[dict[str, Any]]:
+    return json.loads((run / "history.json").read_text())
+
+
+def weights(model: Any) -> list[np.ndarray]:
+    return [variable.numpy() for variable in model.variables]
+
+
+@pytest.fixture(scope="module")
+def whole(features: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A run of two epochs, and its model."""
+    run = tmp_path_factory.mktemp("whole")
+    return run, fit(Job(small_spec(checkpoint_every=10), features, run))
+
+
+def test_it_learns_and_tells(whole: tuple[Path, Any]) -> None:
+    run, _ = whole
+    records = history(run)
+    assert [record["step"] for record in records] == [31, 62]
+    assert records[1]["train"]["loss"] < records[0]["train"]["loss"]
+    assert records[1]["validation"]["click"]["auc"] > 0.75
+    assert set(records[0]["validation"]) == {"click", "conversion", "conversion_given_click"}
+    scalars = _scalars(run / "logs" / "validation")
+    assert {"auc/click", "log_loss/conversion"} <= set(scalars)
+    assert {"loss", "loss/click", "loss/conversion"} <= set(_scalars(run / "logs" / "train"))
+    assert scalars["auc/click"] == pytest.approx(
+        [record["validation"]["click"]["auc"] for record in records]
+    )
+
+
+def _scalars(folder: Path) -> dict[str, list[float]]:
+    import tensorflow as tf
+
+    found: dict[str, list[float]] = {}
+    for path in sorted(folder.glob("events*")):
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            for value in event.summary.value:
+                found.setdefault(value.tag, []).append(float(tf.make_ndarray(value.tensor)))
+    return found
+
+
+def test_checkpoints_kept_are_the_last_two_and_the_best(whole: tuple[Path, Any]) -> None:
+    names = Store(whole[0] / "checkpoints").names()
+    position = json.loads((whole[0] / "checkpoints" / names[-1] / "position.json").read_text())
+    assert names[-2:] == ["step-00000060", "step-00000062"]
+    assert set(names) - {"step-00000060", "step-00000062"} <= {position["best"]["checkpoint"]}
+    assert position["ended"]
+
+
+def test_resumed_in_an_epoch_it_ends_like_one_that_was_not_stopped(
+    features: Path, tmp_path: Path, whole: tuple[Path, Any]
+) -> None:
+    class Stopped(Exception):
+        pass
+
+    def stop(stage: str, done: int, total: int, text: str) -> None:
+        if stage == "train" and done == 50:
+            raise Stopped
+
+    job = Job(small_spec(checkpoint_every=10), features, tmp_path)
+    with pytest.raises(Stopped):
+        fit(job, progress=stop)
+    # The losses of step 50 were looked at, and its checkpoint was not yet written.
+    assert Store(tmp_path / "checkpoints").names()[-1] == "step-00000040"
+    model = fit(job)
+    for left, right in zip(weights(model), weights(whole[1]), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-6)
+    for left, right in zip(history(tmp_path), history(whole[0]), strict=True):
+        assert left["score"] == pytest.approx(right["score"], abs=1e-6)
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    features: Path, tmp_path: Path, whole: tuple[Path, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(whole[0] / "checkpoints", tmp_path / "checkpoints")
+    store = Store(tmp_path / "checkpoints")
+    data = next((tmp_path / "checkpoints" / store.names()[-1]).glob("state.data*"))
+    content = bytearray(data.read_bytes())
+    content[len(content) // 3] ^= 0xFF
+    data.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        model = fit(Job(small_spec(checkpoint_every=10), features, tmp_path))
+    assert "step-00000062 is damaged" in caplog.text
+    # It went on from step 60, optimizer and all.
+    for left, right in zip(weights(model), weights(whole[1]), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-6)
+    data.write_bytes(content[:100])
+    assert store.restore_latest(model).step == 60
+    for name in store.names():
+        (tmp_path / "checkpoints" / name / "position.json").write_text("{")
+    with pytest.raises(UserError, match="Every checkpoint"):
+        store.restore_latest(model)
+
+
+def test_a_killed_writer_leaves_no_checkpoint(features: Path, tmp_path: Path) -> None:
+    (tmp_path / ".step-00000007.abc.partial").mkdir()
+    assert Store(tmp_path).names() == []
+
+
+def test_two_workers_end_like_one(
+    features: Path, tmp_path: Path, whole: tuple[Path, Any]
+) -> None:
+    fit_in_processes(features, tmp_path, 2)
+    for left, right in zip(history(tmp_path), history(whole[0]), strict=True):
+        assert left["step"] == right["step"]
+        assert left["score"] == pytest.approx(right["score"], abs=1e-4)
+        assert left["train"]["loss"] == pytest.approx(right["train"]["loss"], rel=1e-4)
+
+
+def test_early_stopping_keeps_the_best(features: Path, tmp_path: Path) -> None:
+    # So high a rate that the first epoch is the best, and later ones overfit.
+    spec = small_spec(epochs=9, table_learning_rate=1.0, dense_learning_rate=0.03)
+    spec = spec.model_copy(update={"train": spec.train.model_copy(update={
+        "early_stopping": spec.train.early_stopping.model_copy(update={"patience": 2})})})
+    last = weights(fit(Job(spec, features, tmp_path)))
+    scores = [record["score"] for record in history(tmp_path)]
+    best = int(np.argmax(scores))
+    assert len(scores) == best + 3 < 9
+    model = build(spec, TABLES)
+    position = Store(tmp_path / "checkpoints").restore_best(model)
+    assert position.best is not None
+    assert position.best["epoch"] == best and position.best["score"] == max(scores)
+    differs = [not np.array_equal(a, b) for a, b in zip(weights(model), last, strict=True)]
+    assert any(differs)
+
+
+def test_most_steps(features: Path, tmp_path: Path) -> None:
+    fit(Job(small_spec(max_steps=7), features, tmp_path))
+    assert [record["step"] for record in history(tmp_path)] == [7]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(features: Path, tmp_path: Path) -> None:
+    spec = small_spec(dense_learning_rate=1e38, checkpoint_every=1)
+    with pytest.raises(UserError, match="loss is not finite") as error:
+        fit(Job(spec, features, tmp_path))
+    assert "step" in error.value.where and "layer" in error.value.where
+    names = Store(tmp_path / "checkpoints").names()
+    position = Store(tmp_path / "checkpoints").restore_latest(build(spec, TABLES))
+    assert names[-1] == f"step-{position.step:08d}"
+
+
+def test_eager_names_the_layer_and_writes_shapes(features: Path, tmp_path: Path) -> None:
+    spec = small_spec(dense_learning_rate=1e38, max_steps=20)
+    with pytest.raises(UserError, match="Layer `.+` gave a value that is not finite"):
+        fit(Job(spec, features, tmp_path, eager=True))
+    assert "float32[64, " in (tmp_path / "logs" / "shapes.txt").read_text()

@@ -1,0 +1,203 @@
+"""From features to a published version, through the real export."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import training
+from make_features import make_columns, small_spec
+from recsys import metrics
+from recsys.artifacts import read_manifest
+from recsys.errors import UserError
+from recsys.spec import Spec, load
+from recsys.spec.records import Gate
+from training.gate import Promote, Reject
+from training.publishing import versions
+
+
+@pytest.fixture(scope="module")
+def run(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    stages: list[str] = []
+    training.train(small_spec(), features, folder,
+                   progress=lambda stage, *_: stages.append(stage))
+    assert [s for s in dict.fromkeys(stages)] == ["read", "build", "train", "validate", "finish"]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tested(run: Path) -> dict[str, Any]:
+    """Its test metrics."""
+    return training.evaluate(run, "test")
+
+
+def test_a_run_says_what_it_is(run: Path) -> None:
+    manifest = read_manifest(run, "run")
+    assert manifest["trained"]["steps"] == 62 and manifest["trained"]["workers"] == 0
+    assert load(run / "spec.yaml") == small_spec()
+    assert (run / "export" / "saved_model.pb").is_file()
+    calibration = json.loads((run / "calibration.json").read_text())
+    assert calibration["click"]["kind"] == "platt" and calibration["click"]["rows"] == 400
+    clicks = int(np.sum(make_columns(400, seed=1)["label:click"].to_numpy()))
+    assert calibration["conversion"]["rows"] == clicks
+    assert {"ece_before", "ece_after"} <= set(calibration["conversion"])
+    leftovers = [p.name for p in run.iterdir() if p.name.startswith(".")]
+    assert leftovers == []
+
+
+def test_metrics_are_those_of_what_is_served(run: Path, tested: dict[str, Any]) -> None:
+    import tensorflow as tf
+
+    columns = make_columns(400, seed=2)
+    raw = {
+        "user": columns["key:user"].to_pylist(),
+        "item": [f"i{n}" for n in columns["item"].to_pylist()],
+        "tags": [",".join(str(t) for t in row if t >= 0) for row in columns["tags"].to_pylist()],
+        "device": [f"d{n}" for n in columns["device"].to_pylist()],
+    }
+    model = tf.saved_model.load(str(run / "export"))
+    answers = model.signatures["serving_default"](
+        **{name: tf.constant(values) for name, values in raw.items()},
+        price=tf.constant(columns["price"].to_numpy()),
+    )
+    clicked, bought = (columns[f"label:{t}"].to_numpy() for t in ("click", "conversion"))
+    assert tested["rows"] == 400
+    expected = metrics.task_metrics(clicked, answers["click"].numpy(), columns["key:user"])
+    # Rows of equal features tie or do not by the last bit of a float, hence the tolerance.
+    assert tested["tasks"]["click"] == pytest.approx(expected, abs=1e-3)
+    given = metrics.task_metrics(
+        bought[clicked == 1], answers["conversion_given_click"].numpy()[clicked == 1]
+    )
+    found = tested["tasks"]["conversion_given_click"]
+    assert found["auc"] == pytest.approx(given["auc"], abs=1e-3)
+    assert found["rows"] == int(clicked.sum())
+    phone = np.array(columns["slice:device"].to_pylist()) == "phone"
+    cut = tested["slices"]["device"]["phone"]
+    assert cut["rows"] == int(phone.sum())
+    assert cut["tasks"]["conversion"]["auc"] == pytest.approx(
+        metrics.auc(bought[phone], answers["conversion"].numpy()[phone]), abs=1e-3
+    )
+    assert json.loads((run / "metrics.json").read_text())["tasks"] == tested["tasks"]
+    assert (run / "metrics-validation.json").is_file()
+    assert (run / "plots" / "calibration-click-test.png").stat().st_size > 1000
+
+
+def test_a_champion_is_compared_on_the_same_rows(run: Path, tested: dict[str, Any]) -> None:
+    both = training.evaluate(run, "test", champion=run)
+    assert both["champion"]["tasks"] == both["tasks"] == tested["tasks"]
+
+
+def test_features_of_another_spec_are_refused(features: Path, tmp_path: Path) -> None:
+    spec = small_spec()
+    other = spec.model_copy(update={"features": spec.features[:-1]})
+    with pytest.raises(UserError, match="another spec") as error:
+        training.train(other, features, tmp_path / "run")
+    assert "recsys features" in error.value.fix and not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_written_over(features: Path, run: Path, tmp_path: Path) -> None:
+    spec = small_spec()
+    with pytest.raises(UserError, match="finished run"):
+        training.train(spec, features, run)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="is no run"):
+        training.train(spec, features, tmp_path)
+    # Resuming what is finished does nothing.
+    assert training.train(spec, features, run, resume=True) == read_manifest(run, "run")
+
+
+def test_an_unfinished_run_is_resumed_only_when_asked(features: Path, tmp_path: Path) -> None:
+    class Stopped(Exception):
+        pass
+
+    def stop(stage: str, *_: object) -> None:
+        if stage == "finish":
+            raise Stopped
+
+    spec = small_spec(max_steps=5)
+    with pytest.raises(Stopped):
+        training.train(spec, features, tmp_path / "run", progress=stop)
+    with pytest.raises(UserError, match="unfinished") as error:
+        training.train(spec, features, tmp_path / "run")
+    assert "--resume" in error.value.fix and "another output folder" in error.value.fix
+    with pytest.raises(UserError, match="begun with another spec"):
+        training.train(small_spec(max_steps=6), features, tmp_path / "run", resume=True)
+    manifest = training.train(spec, features, tmp_path / "run", resume=True)
+    assert manifest["trained"]["steps"] == 5
+
+
+def _twin(run: Path, to: Path, name: str, **changes: Any) -> Path:
+    """A copy of a run as if it were another one."""
+    shutil.copytree(run, to / name)
+    path = to / name / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "run": name, **changes}))
+    return to / name
+
+
+def test_publishing(run: Path, tested: dict[str, Any], tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    first = training.publish(run, models)
+    assert isinstance(first, Promote) and first.version == 1 and first.path == models / "1"
+    manifest = read_manifest(models / "1", "model")
+    assert set(manifest["fingerprints"]) == {"features", "model", "serve"}
+    assert manifest["version"] == 1 and manifest["metrics"]["tasks"] == tested["tasks"]
+    again = training.publish(run, models)
+    assert again == Promote(1, models / "1", ("this run is published",), already=True)
+    second = training.publish(_twin(run, tmp_path, "twin"), models)
+    assert isinstance(second, Promote) and second.version == 2
+    # A number is not used again, even where its version is gone.
+    shutil.rmtree(models / "2")
+    third = training.publish(_twin(run, tmp_path, "third"), models)
+    assert isinstance(third, Promote) and third.version == 3
+    assert versions(models) == [1, 3]
+    assert not [p for p in models.iterdir() if p.name.endswith(".partial")]
+
+
+def _gated(spec: Spec, **gate: float) -> Spec:
+    tasks = tuple(task.model_copy(update={"gate": Gate(**gate)}) for task in spec.tasks)
+    return spec.model_copy(update={"tasks": tasks})
+
+
+def test_a_gate_refuses_with_numbers_unless_forced(
+    run: Path, tested: dict[str, Any], tmp_path: Path
+) -> None:
+    from recsys.spec import dumps
+
+    strict = _twin(run, tmp_path, "strict")
+    (strict / "spec.yaml").write_text(dumps(_gated(small_spec(), min_auc=0.99)))
+    decision = training.publish(strict, tmp_path / "models")
+    assert isinstance(decision, Reject)
+    auc = tested["tasks"]["click"]["auc"]
+    assert decision.reasons[0] == f"click: AUC {auc:.4f} is below the gate of 0.9900"
+    assert not (tmp_path / "models").exists()
+    forced = training.publish(strict, tmp_path / "models", force=True)
+    assert isinstance(forced, Promote) and forced.notes[0].startswith("waived: click: AUC")
+
+
+def test_publishing_fails_whole(
+    run: Path, tested: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import training.publishing as publishing
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(publishing, "sync_tree", full)
+    with pytest.raises(OSError, match="No space"):
+        training.publish(run, tmp_path / "models")
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_a_damaged_champion_is_passed_over(
+    run: Path, tested: dict[str, Any], tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    (models / "4").mkdir(parents=True)
+    decision = training.publish(run, models)
+    assert isinstance(decision, Promote) and decision.version == 5
