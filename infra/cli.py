@@ -235,7 +235,10 @@ def serve(
     engine: Annotated[Engine, typer.Option(help="One process, or Ray Serve.")] = Engine.local,
 ) -> None:
     """Serve the newest version; later ones are taken up while it runs."""
+    from infra.quiet import load_tensorflow
     from serving import serve as run
+
+    load_tensorflow()
 
     run(models, features, host=host, port=port, engine=engine.value)
 

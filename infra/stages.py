@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.progress import Progress
+from infra.quiet import load_tensorflow
 from recsys.artifacts import MANIFEST, read_json, write_json
 from recsys.spec import Spec, fingerprint, fingerprints
 
@@ -18,6 +19,7 @@ def make_features(
     spec: Spec, input: Path, output: Path, pipeline_args: list[str] | None = None
 ) -> dict[str, Any]:
     """Run the feature job; returns its manifest."""
+    load_tensorflow()
     from beam_jobs import run_features
 
     with Progress() as progress:
@@ -26,6 +28,7 @@ def make_features(
 
 def fit(spec: Spec, features: Path, output: Path, **options: Any) -> dict[str, Any]:
     """Train; returns the run's manifest."""
+    load_tensorflow()
     from training import train
 
     with Progress() as progress:
@@ -34,6 +37,7 @@ def fit(spec: Spec, features: Path, output: Path, **options: Any) -> dict[str, A
 
 def measure(run: Path, split: str = "test", champion: Path | None = None) -> dict[str, Any]:
     """Evaluate a run; returns its metrics."""
+    load_tensorflow()
     from training import evaluate
 
     return evaluate(run, split, champion=champion)
@@ -41,6 +45,7 @@ def measure(run: Path, split: str = "test", champion: Path | None = None) -> dic
 
 def gate(run: Path, models: Path, force: bool = False) -> Any:
     """Publish a run, or refuse; returns the decision."""
+    load_tensorflow()
     from training import publish
 
     return publish(run, models, force=force)

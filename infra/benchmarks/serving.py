@@ -70,20 +70,29 @@ def _save(spec: Spec, columns: tuple[RawColumn, ...], folder: Path) -> None:
             self.lookups = {
                 column.name: tf.lookup.StaticHashTable(
                     tf.lookup.KeyValueTensorInitializer(
-                        [f"{value}" for value in range(500)], tf.range(1, 501)), 0)
-                for column in columns if column.dtype == "string"
+                        [f"{value}" for value in range(500)], tf.range(1, 501)
+                    ),
+                    0,
+                )
+                for column in columns
+                if column.dtype == "string"
             }
             self.rows = tf.Variable(tf.random.normal([501 * len(self.lookups), 16]))
             self.first = tf.Variable(tf.random.normal([16 * len(columns), 128]) / 50)
             self.second = tf.Variable(tf.random.normal([128, 1]) / 20)
 
-        @tf.function(input_signature=[
-            tf.TensorSpec([None], column.dtype, column.name) for column in columns])
+        @tf.function(
+            input_signature=[tf.TensorSpec([None], column.dtype, column.name) for column in columns]
+        )
         def raw(self, *values: Any) -> dict[str, Any]:
-            given = {column.name: value for column, value in
-                     zip(columns, values, strict=True)}
-            ids = tf.stack([table.lookup(given[name]) + 501 * at for at, (name, table) in
-                            enumerate(self.lookups.items())], axis=1)
+            given = {column.name: value for column, value in zip(columns, values, strict=True)}
+            ids = tf.stack(
+                [
+                    table.lookup(given[name]) + 501 * at
+                    for at, (name, table) in enumerate(self.lookups.items())
+                ],
+                axis=1,
+            )
             numbers = [given[column.name] for column in columns if column.dtype == "float32"]
             parts = [tf.reshape(tf.gather(self.rows, ids), [-1, 16 * len(self.lookups)])]
             if numbers:
@@ -100,11 +109,16 @@ def _save(spec: Spec, columns: tuple[RawColumn, ...], folder: Path) -> None:
 
 def start(models: Path, features: Path, engine: str) -> tuple[subprocess.Popen, str]:
     """The service in a process of its own, and its URL once it answers."""
-    program = ("import sys; from serving import serve; serve(sys.argv[1], sys.argv[2], port=0, "
-               "engine=sys.argv[3], ready=lambda url: print(url, flush=True))")
-    child = subprocess.Popen([sys.executable, "-c", program, str(models), str(features), engine],
-                             stdout=subprocess.PIPE, text=True,
-                             env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"})
+    program = (
+        "import sys; from serving import serve; serve(sys.argv[1], sys.argv[2], port=0, "
+        "engine=sys.argv[3], ready=lambda url: print(url, flush=True))"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", program, str(models), str(features), engine],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
+    )
     assert child.stdout is not None
     for line in child.stdout:
         if line.startswith("http"):
@@ -135,8 +149,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", type=Path)
     parser.add_argument("--features", type=Path)
-    parser.add_argument("--spec", type=Path, default=SPECS / "kuairand.yaml",
-                        help="spec of the stand-in")
+    parser.add_argument(
+        "--spec", type=Path, default=SPECS / "kuairand.yaml", help="spec of the stand-in"
+    )
     parser.add_argument("--engine", choices=["local", "ray"], action="append")
     parser.add_argument("--candidates", type=int, action="append")
     parser.add_argument("--requests", type=int, default=500)
@@ -159,8 +174,9 @@ def main() -> None:
                 body = example_request(spec, options.features, n=count)
                 seen, took = measure(url, body, options.requests)
                 cells = [np.percentile(values, q) for values in (seen, took) for q in (50, 99)]
-                result.add_row(engine, str(len(body["candidates"])),
-                               *(f"{cell:.2f}" for cell in cells))
+                result.add_row(
+                    engine, str(len(body["candidates"])), *(f"{cell:.2f}" for cell in cells)
+                )
         finally:
             child.send_signal(signal.SIGTERM)
             child.wait(timeout=60)

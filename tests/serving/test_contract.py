@@ -10,7 +10,8 @@ import orjson
 import pytest
 
 from recsys.spec import Spec
-from serving.contract import Contract, parse_json
+from serving.body import parse_json
+from serving.contract import Contract
 from serving.faults import RequestError
 
 

@@ -1,0 +1,96 @@
+"""The command line: help, exit codes, machine-readable results, errors without tracebacks."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SPEC = ROOT / "infra" / "specs" / "world.yaml"
+
+
+def recsys(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "infra.cli", *map(str, arguments)],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+
+
+def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
+    script = (
+        "import sys\n"
+        "from infra.cli import app\n"
+        "from typer.testing import CliRunner\n"
+        "result = CliRunner().invoke(app, ['--help'])\n"
+        f"check = CliRunner().invoke(app, ['check', {str(SPEC)!r}])\n"
+        "assert check.exit_code == 0, check.output\n"
+        "print(result.output)\n"
+        "heavy = ['tensorflow', 'ray', 'apache_beam', 'pandas', 'fastapi', 'pyarrow', 'numpy']\n"
+        "print('HEAVY', [name for name in heavy if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "HEAVY []" in done.stdout, done.stdout + done.stderr
+    for command in ("simulate", "check", "features", "train", "evaluate", "publish", "serve",
+                    "rank", "run", "demo"):  # fmt: skip
+        assert command in done.stdout
+
+
+def test_no_command_shows_help() -> None:
+    done = recsys()
+    assert "simulate" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["chek"], 2, "No such command"),
+        (["features", SPEC], 2, "--input"),
+        (["check", "none.yaml"], 2, "does not exist"),
+        (["evaluate", "nowhere"], 1, "recsys train"),
+        (["publish", "nowhere", "--models", "m"], 1, "recsys train"),
+        (["serve", "nowhere", "--features", "none"], 1, "recsys features"),
+        (["rank", "none.json"], 1, "missing"),
+        (["run", SPEC, "--input", "nowhere", "--output", "{tmp}"], 1, "nowhere"),
+        (["train", SPEC, "--features", "nowhere", "--output", "{tmp}"], 1, "recsys features"),
+        (["simulate", "{full}"], 1, "not empty"),
+        (["train", SPEC, "--features", "f", "--output", "r", "--workers", "-1"], 2, "-1"),
+    ],
+)
+def test_mistakes_end_in_words(
+    arguments: list[object], code: int, said: str, tmp_path: Path
+) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "mine").write_text("precious")
+    filled = [str(a).format(tmp=tmp_path / "out", full=full) for a in arguments]
+    done = recsys(*filled)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+    assert (full / "mine").read_text() == "precious"
+
+
+def test_check_as_json_lists_faults(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(SPEC.read_text().replace("given: click", "given: clik"))
+    done = recsys("check", bad, "--json")
+    assert done.returncode == 2
+    fault = json.loads(done.stdout)["faults"][0]
+    assert "given" in fault["where"] and "clik" in fault["message"] and fault["line"] > 0
+
+
+def test_a_full_disk_is_said(tmp_path: Path) -> None:
+    # A real limit on file size stands in for the disk; the system's own error is EFBIG there.
+    script = (
+        "import errno, sys\n"
+        "import infra.cli as cli\n"
+        "def full(): raise OSError(errno.ENOSPC, 'No space left on device', '/x/y')\n"
+        "cli.app = full\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "No space left" in done.stderr and "/x/y" in done.stderr
+    assert "Traceback" not in done.stderr

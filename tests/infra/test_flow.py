@@ -1,0 +1,228 @@
+"""The whole flow through the command line, once, on a small world; then what it left behind.
+
+One flow serves every test here, since each start of Beam, Ray and TensorFlow costs seconds.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+
+from infra.demo import running_service
+from recsys.raw import canonical
+from recsys.schema import output_names, raw_columns
+from recsys.spec import Spec, load
+
+ROOT = Path(__file__).parents[2]
+WORLD_SPEC = ROOT / "infra" / "specs" / "world.yaml"
+
+
+def recsys(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "infra.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == code, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """World, features, run and models, made by `recsys simulate` and `recsys run`."""
+    folder = tmp_path_factory.mktemp("flow")
+    recsys("simulate", folder / "world", "--rows", 12000, "--json")
+    done = recsys("run", WORLD_SPEC, "--input", folder / "world", "--output", folder / "out",
+                  "--json")  # fmt: skip
+    result = json.loads(done.stdout)
+    return {"folder": folder, "result": result, "log": done.stderr}
+
+
+@pytest.fixture(scope="module")
+def spec() -> Spec:
+    return load(WORLD_SPEC)
+
+
+def test_run_publishes_and_says_where_everything_lies(flow: dict[str, Any], spec: Spec) -> None:
+    result = flow["result"]
+    assert result["decision"]["published"] and result["decision"]["version"] == 1
+    assert result["skipped"] == []
+    metrics = json.loads((Path(result["run"]) / "metrics.json").read_text())
+    assert set(metrics["tasks"]) == set(output_names(spec))
+    assert metrics["tasks"]["click"]["auc"] > 0.6
+    for stage in ("features", "train", "evaluate", "publish"):
+        assert stage in flow["log"]
+    assert "Traceback" not in flow["log"]
+
+
+def test_a_second_run_skips_every_stage(flow: dict[str, Any]) -> None:
+    folder = flow["folder"]
+    done = recsys("run", WORLD_SPEC, "--input", folder / "world", "--output", folder / "out",
+                  "--json")  # fmt: skip
+    again = json.loads(done.stdout)
+    assert again["skipped"] == ["features", "train", "evaluate", "publish"]
+    assert again["decision"] == flow["result"]["decision"]
+    assert os.listdir(folder / "out" / "models") == ["1"]
+
+
+def test_a_changed_blend_only_publishes_again(flow: dict[str, Any], tmp_path: Path) -> None:
+    folder = flow["folder"]
+    changed = tmp_path / "world.yaml"
+    changed.write_text(
+        WORLD_SPEC.read_text() + "\nserve:\n  blend: {click: 0.2, conversion: 0.8}\n"
+    )
+    done = recsys("run", changed, "--input", folder / "world", "--output", folder / "out",
+                  "--json")  # fmt: skip
+    again = json.loads(done.stdout)
+    assert again["skipped"] == ["features", "train", "evaluate"]
+    assert again["decision"]["version"] == 2
+
+
+def joined_rows(world: Path, spec: Spec, rows: int) -> pa.Table:
+    """Raw test rows joined to their user and item by plain means, apart from the job."""
+    impressions = pq.read_table(world / "impressions" / "day=2026-01-10").slice(0, rows)
+    frame = impressions.to_pandas()
+    users = pq.read_table(world / "users").to_pandas()
+    items = pq.read_table(world / "items").to_pandas()
+    frame = frame.merge(users, on="user_id", how="left").merge(items, on="item_id", how="left")
+    columns = {
+        column.name: canonical(pa.array(frame[column.name], from_pandas=True), column)[0]
+        for column in raw_columns(spec)
+    }
+    return pa.table(columns), frame
+
+
+def test_the_same_rows_get_the_same_probabilities_everywhere(
+    flow: dict[str, Any], spec: Spec
+) -> None:
+    """Beam examples through the numeric signature, raw and tf.Example signatures, and HTTP."""
+    folder, result = flow["folder"], flow["result"]
+    model = tf.saved_model.load(str(folder / "out" / "models" / "1"))
+    assert sorted(model.signatures) == ["numeric", "serving_default", "tf_example"]
+    table, frame = joined_rows(folder / "world", spec, 40)
+    raw = {name: table[name].to_numpy() for name in table.column_names}
+    by_raw = model.signatures["serving_default"](
+        **{name: tf.constant(values) for name, values in raw.items()}
+    )
+    assert set(by_raw) == {*output_names(spec), "score"}
+
+    examples = []
+    for row in range(len(frame)):
+        feature = {}
+        for column in raw_columns(spec):
+            value = raw[column.name][row]
+            if column.dtype == "string":
+                feature[column.name] = tf.train.Feature(
+                    bytes_list=tf.train.BytesList(value=[value.encode()])
+                )
+            elif not np.isnan(value):  # an absent feature is a missing one
+                feature[column.name] = tf.train.Feature(
+                    float_list=tf.train.FloatList(value=[value])
+                )
+        examples.append(
+            tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
+        )
+    by_example = model.signatures["tf_example"](examples=tf.constant(examples))
+
+    # The job's own rows, found again by user, time and slice: they are the rows of the day.
+    written = pq.read_table(Path(result["features"]) / "examples" / "test").to_pandas()
+    written["key"] = written["key:user"] + "|" + written["time"].astype(str)
+    frame["key"] = frame["user_id"] + "|" + frame["time"].astype(str)
+    single = frame["key"].map(written["key"].value_counts()) == 1
+    assert single.sum() >= 1
+    matched = written.set_index("key").loc[frame["key"][single]]
+    numeric = {
+        feature.name: np.stack(matched[feature.name].to_numpy()) for feature in spec.features
+    }
+    by_job = model.signatures["numeric"](
+        **{name: tf.constant(values) for name, values in numeric.items()}
+    )
+    for name in output_names(spec):
+        np.testing.assert_allclose(by_example[name], by_raw[name], atol=1e-6)
+        np.testing.assert_allclose(by_job[name], by_raw[name].numpy()[single.to_numpy()], atol=1e-5)
+
+    models, features = Path(result["models"]), Path(result["features"])
+    contexts = [c.name for c in raw_columns(spec) if c.owner == "context"]
+    with running_service(models, features, folder / "parity.log") as url:
+        version = httpx.get(f"{url}/v1/models").json()
+        for row in range(10):
+            body = {
+                "user": {"id": frame["user_id"][row]},
+                "context": {name: raw[name][row] for name in contexts},
+                "candidates": [frame["item_id"][row]],
+            }
+            answer = httpx.post(f"{url}/v1/rank", json=body).json()
+            item = answer["items"][0]
+            assert item["id"] == frame["item_id"][row], version
+            for name in output_names(spec):
+                assert item["probabilities"][name] == pytest.approx(
+                    float(by_raw[name][row]), abs=1e-5
+                )
+
+
+def test_a_model_of_other_features_is_refused(flow: dict[str, Any], tmp_path: Path) -> None:
+    changed = tmp_path / "world.yaml"
+    changed.write_text(WORLD_SPEC.read_text().replace("buckets: 30", "buckets: 31"))
+    done = recsys("train", changed, "--features", flow["result"]["features"], "--output",
+                  tmp_path / "run", code=1)  # fmt: skip
+    assert "built from another spec" in done.stderr and "recsys features" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_gate_refuses_with_reasons_and_exit_code_3(flow: dict[str, Any], tmp_path: Path) -> None:
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(flow["result"]["run"], run)
+    text = (run / "spec.yaml").read_text()
+    (run / "spec.yaml").write_text(
+        text.replace("- name: click\n", "- name: click\n  gate: {min_auc: 0.999}\n", 1)
+        if "- name: click\n" in text
+        else text
+    )
+    done = recsys("publish", run, "--models", tmp_path / "models", "--json", code=3)
+    decision = json.loads(done.stdout)
+    assert not decision["published"]
+    assert any("0.999" in reason and "click" in reason for reason in decision["reasons"])
+    assert not (tmp_path / "models").exists() or os.listdir(tmp_path / "models") == []
+
+
+def test_the_client_sends_a_request_and_prints_a_table(flow: dict[str, Any]) -> None:
+    from serving.example import example_request
+
+    features = Path(flow["result"]["features"])
+    request = flow["folder"] / "request.json"
+    request.write_text(json.dumps(example_request(load(features / "spec.yaml"), features)))
+    with running_service(Path(flow["result"]["models"]), features, flow["folder"] / "s.log") as url:
+        shown = recsys("rank", request, "--url", url)
+        answer = json.loads(recsys("rank", request, "--url", url, "--json").stdout)
+    scores = [item["score"] for item in answer["items"]]
+    assert scores == sorted(scores, reverse=True)
+    assert answer["items"][0]["id"] in shown.stdout
+    refused = recsys("rank", request, "--url", url, code=1)
+    assert "Traceback" not in refused.stderr and url in refused.stderr
+
+
+def test_the_service_ends_on_sigterm(flow: dict[str, Any]) -> None:
+    features, models = flow["result"]["features"], flow["result"]["models"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "infra.cli", "serve", models, "--features", features, "--port", "0"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "http://" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
