@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
 import tensorflow_transform.beam as tft_beam
 
@@ -56,17 +57,15 @@ class TransformExamples(beam.PTransform):
     def expand(self, root: beam.Pipeline) -> beam.PCollection:
         passing = passthrough_schema(self.plan)
         config = adapter_config(self.plan.spec, passing)
-        batches = {
-            split: root | f"Read {split}" >> ReadJoined(self.plan, self.joined, split)
-            for split in SPLITS
-        }
+        # Read anew for the second use: a shared collection would wait in memory for the graph.
+        train = root | "Read train" >> ReadJoined(self.plan, self.joined, ("train",))
+        every = root | "Read all" >> ReadJoined(self.plan, self.joined, SPLITS)
         with tft_beam.Context(temp_dir=str(self.scratch), passthrough_keys=set(passing.names)):
-            graph = (batches["train"], config) | "Analyze" >> tft_beam.AnalyzeDataset(
+            graph = (train, config) | "Analyze" >> tft_beam.AnalyzeDataset(
                 preprocessing_fn(self.plan.spec)
             )
             _ = graph | "Write graph" >> tft_beam.WriteTransformFn(str(self.folder / "transform"))
             _ = (graph[0] | "Learned" >> beam.Map(lambda _, job: tick(job, "analyze"), self.job))
-            every = tuple(batches.values()) | "All splits" >> beam.Flatten()
             (examples, _) = ((every, config), graph) | "Transform" >> tft_beam.TransformDataset(
                 output_record_batches=True
             )
@@ -78,19 +77,21 @@ class TransformExamples(beam.PTransform):
 
 
 class ReadJoined(beam.PTransform):
-    """Read a split's joined rows as record batches that the transform graph takes."""
+    """Read joined rows of some splits as record batches that the transform graph takes."""
 
-    def __init__(self, plan: Plan, joined: Path, split: str) -> None:
+    def __init__(self, plan: Plan, joined: Path, splits: tuple[str, ...]) -> None:
         super().__init__()
-        self.plan, self.split = plan, split
-        self.files = sorted(str(path) for path in (joined / split).glob("*.arrow"))
+        self.plan = plan
+        self.files = [
+            ((SPLITS.index(split) << 40) + (number << 20), str(path))
+            for split in splits
+            for number, path in enumerate(sorted((joined / split).glob("*.arrow")))
+        ]
 
     def expand(self, root: beam.Pipeline) -> beam.PCollection:
-        first = SPLITS.index(self.split) << 40
-        numbered = [(first + (n << 20), file) for n, file in enumerate(self.files)]
         return (
             root
-            | "Files" >> beam.Create(numbered)
+            | "Files" >> beam.Create(self.files)
             | "Spread" >> beam.Reshuffle()
             | "Read" >> beam.FlatMap(_read_batches, self.plan)
         )
@@ -101,25 +102,26 @@ def _read_batches(numbered: tuple[int, str], plan: Plan) -> Iterator[pa.RecordBa
 
 
 def read_batches(part: int, path: str, plan: Plan) -> Iterator[pa.RecordBatch]:
-    """The rows of a joined file, each raw column and each column that passes as lists of one."""
+    """The rows of a joined file, in batches; each value is a list of one."""
     with carrying():
         table = read_arrow(path)
+    for number, start in enumerate(range(0, len(table), ROWS_PER_BATCH)):
+        rows = table.slice(start, ROWS_PER_BATCH)
+        yield record_batch(rows, part + number, plan)
+
+
+def record_batch(rows: pa.Table, part: int, plan: Plan) -> pa.RecordBatch:
+    """Joined rows as one record batch for the file `part`."""
     columns = {
-        column.name: _ones(table[raw(column.name)], arrow_type(column))
+        column.name: _ones(rows[raw(column.name)], arrow_type(column))
         for column in raw_columns(plan.spec)
     }
-    schema = passthrough_schema(plan)
-    for field in schema:
+    for field in passthrough_schema(plan):
         name = field.name.removeprefix("pass:")
-        if name == PART:
-            continue
-        columns[field.name] = _ones(_passing(table, name, plan), field.type)
-    for number, start in enumerate(range(0, len(table), ROWS_PER_BATCH)):
-        rows = min(ROWS_PER_BATCH, len(table) - start)
-        piece = {name: values.slice(start, rows) for name, values in columns.items()}
-        parts = pa.array([part + number] * rows, pa.int64())
-        piece[f"pass:{PART}"] = _ones(parts, pa.large_list(pa.int64()))
-        yield pa.RecordBatch.from_arrays(list(piece.values()), names=list(piece))
+        values = (pa.array([part] * len(rows), pa.int64()) if name == PART
+                  else _passing(rows, name, plan))
+        columns[field.name] = _ones(values, field.type)
+    return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
 
 
 def _passing(table: pa.Table, name: str, plan: Plan) -> pa.ChunkedArray | pa.Array:
@@ -133,7 +135,7 @@ def _passing(table: pa.Table, name: str, plan: Plan) -> pa.ChunkedArray | pa.Arr
 def _ones(values: pa.ChunkedArray | pa.Array, kind: pa.LargeListType) -> pa.Array:
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
-    offsets = pa.array(range(len(values) + 1), pa.int64())
+    offsets = pa.array(np.arange(len(values) + 1, dtype=np.int64))
     return pa.LargeListArray.from_arrays(offsets, values.cast(kind.value_type))
 
 

@@ -170,9 +170,13 @@ class _Job:
         import pyarrow.parquet as pq
         import tensorflow_transform as tft
 
-        from beam_jobs import judge, transform
+        from beam_jobs import judge, sinks, transform
+        from beam_jobs.validate import DEAD_LETTER
 
         folder, splits = self.folder, found["splits"]
+        if not (folder / "dead_letter").exists():
+            sinks.write_parquet(DEAD_LETTER.empty_table(),
+                                folder / "dead_letter" / "part-00000.parquet")
         write_json(folder / "statistics.json",
                    {name: split.pop("columns") for name, split in splits.items()})
         transform.write_schema(self.spec, folder)

@@ -84,7 +84,7 @@ def tidy(counts: dict[str, int]) -> dict[str, Any]:
     ({'click': 5}, {'x is missing': 1}, 2)
     """
     tidied: dict[str, Any] = {}
-    for name, count in counts.items():
+    for name, count in sorted(counts.items()):
         group, _, rest = name.partition(".")
         if group == "bad":
             reasons = tidied.setdefault("bad_records", {})

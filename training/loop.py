@@ -44,16 +44,6 @@ class Job:
     eager: bool = False
 
 
-@dataclass
-class Fitted:
-    """A trained model (with the best epoch's weights), and how it came about."""
-
-    model: Any
-    position: Position
-    labels: Any
-    logits: Any
-
-
 class StoppedError(UserError):
     """A fault that every worker finds at the same step, so that none waits for another."""
 

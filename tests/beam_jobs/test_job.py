@@ -36,7 +36,8 @@ features:
   - {name: kind, owner: item, encode: {kind: hash, buckets: 50}}
   - {name: wide, owner: item, column: kind, encode: {kind: hash, buckets: 5, hashes: 2}}
   - {name: tags, owner: item, encode: {kind: vocabulary, max_length: 2}, separator: "|", table: tag}
-  - {name: likes, owner: user, encode: {kind: vocabulary, max_length: 3}, separator: "|", table: tag}
+  - {name: likes, owner: user, encode: {kind: vocabulary, max_length: 3},
+     separator: "|", table: tag}
   - {name: price, owner: item, encode: {kind: quantiles, buckets: 3}}
   - {name: price_scaled, owner: item, column: price, encode: {kind: numeric, scale: log_zscore}}
   - {name: price_plain, owner: item, column: price, encode: {kind: numeric, scale: none}}
@@ -47,9 +48,11 @@ features:
   - {name: empty_text, owner: user, column: nothing, encode: vocabulary}
   - {name: device, owner: context, encode: vocabulary}
   - {name: seen, owner: user, encode: {kind: history, of: item, max_length: 3}}
-  - {name: clicked, owner: user, encode: {kind: history, of: item, action: click, max_length: 2}}
+  - {name: clicked, owner: user,
+     encode: {kind: history, of: item, action: click, max_length: 2}}
   - {name: item_rate, owner: item,
-     encode: {kind: counter, by: [item], task: buy, prior_weight: 5, as: {kind: numeric, scale: none}}}
+     encode: {kind: counter, by: [item], task: buy, prior_weight: 5,
+              as: {kind: numeric, scale: none}}}
   - {name: pair, owner: context,
      encode: {kind: counter, by: [kind, device], statistic: impressions,
               as: {kind: numeric, scale: none}}}

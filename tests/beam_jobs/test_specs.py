@@ -141,7 +141,7 @@ def check_examples(spec, folder, manifest):
             values = np.stack(table[model_input.name].to_pandas().to_numpy())
             if model_input.table is not None:
                 rows = manifest["tables"][model_input.table]
-                assert -1 <= values.min() and values.max() < rows, model_input.name
+                assert values.min() >= -1 and values.max() < rows, model_input.name
             if model_input.kind == "ids":
                 padded = values == -1
                 assert (padded[:, 1:] >= padded[:, :-1]).all()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 import recsys  # noqa: F401  (Keras switch first)
 from recsys.artifacts import write_manifest
 from recsys.spec import Spec, dumps, fingerprints, loads
@@ -78,7 +80,7 @@ def make_features(
         place.mkdir(parents=True)
         table = pa.table(make_columns(rows, seed))
         cuts = np.linspace(0, rows, files + 1).astype(int)
-        for n, (low, high) in enumerate(zip(cuts[:-1], cuts[1:], strict=True)):
+        for n, (low, high) in enumerate(pairwise(cuts)):
             part = table.slice(low, high - low)
             pq.write_table(part, place / f"part-{n:05d}.parquet", row_group_size=150)
     make_transform(folder / "transform" / "transform_fn")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from make_features import small_spec
+
 from recsys.spec import Spec
 from recsys.spec.records import Gate
 from training.gate import Promote, Reject, decide

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from make_features import make_columns, small_spec
+
 from recsys.errors import UserError
 from recsys.packing import Packing
 from training.input import (

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from make_features import make_features, small_spec
+
 from recsys.errors import UserError
 from training.launch import _ray, _require, fit_on_ray, worker_pids
 from training.loop import Job, fit

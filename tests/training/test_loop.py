@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from make_features import TABLES, small_spec
+from two_workers import fit_in_processes
+
 from recsys.errors import UserError
 from recsys.model import build
 from training.checkpoints import Store
 from training.loop import Job, fit
-from two_workers import fit_in_processes
 
 
 def history(run: Path) -> list[dict[str, Any]]:
@@ -70,15 +71,15 @@ def test_checkpoints_kept_are_the_last_two_and_the_best(whole: tuple[Path, Any])
 def test_resumed_in_an_epoch_it_ends_like_one_that_was_not_stopped(
     features: Path, tmp_path: Path, whole: tuple[Path, Any]
 ) -> None:
-    class Stopped(Exception):
+    class InterruptionError(Exception):
         pass
 
     def stop(stage: str, done: int, total: int, text: str) -> None:
         if stage == "train" and done == 50:
-            raise Stopped
+            raise InterruptionError
 
     job = Job(small_spec(checkpoint_every=10), features, tmp_path)
-    with pytest.raises(Stopped):
+    with pytest.raises(InterruptionError):
         fit(job, progress=stop)
     # The losses of step 50 were looked at, and its checkpoint was not yet written.
     assert Store(tmp_path / "checkpoints").names()[-1] == "step-00000040"

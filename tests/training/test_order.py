@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from recsys.errors import UserError
 from training.order import ShardOrder, make_plan, thin_negatives
 
@@ -19,7 +22,7 @@ def test_shares_cover_all_rows_once_and_steps_agree(rows: int, batch: int, worke
     plan = make_plan(rows, batch, workers)
     shares = [plan.share(worker) for worker in range(workers)]
     assert shares[0][0] == 0 and shares[-1][1] == rows
-    assert all(before[1] == after[0] for before, after in zip(shares, shares[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in pairwise(shares))
     # Every shard has rows enough for every step, so that no worker waits for another forever.
     for shard in range(plan.shards):
         low, high = plan.bounds(shard)

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import training
 from make_features import make_columns, small_spec
+
+import training
 from recsys import metrics
 from recsys.artifacts import read_manifest
 from recsys.errors import UserError
@@ -113,15 +114,15 @@ def test_a_run_is_not_written_over(features: Path, run: Path, tmp_path: Path) ->
 
 
 def test_an_unfinished_run_is_resumed_only_when_asked(features: Path, tmp_path: Path) -> None:
-    class Stopped(Exception):
+    class InterruptionError(Exception):
         pass
 
     def stop(stage: str, *_: object) -> None:
         if stage == "finish":
-            raise Stopped
+            raise InterruptionError
 
     spec = small_spec(max_steps=5)
-    with pytest.raises(Stopped):
+    with pytest.raises(InterruptionError):
         training.train(spec, features, tmp_path / "run", progress=stop)
     with pytest.raises(UserError, match="unfinished") as error:
         training.train(spec, features, tmp_path / "run")

@@ -41,10 +41,10 @@ def fit_in_processes(features: Path, run: Path, workers: int, **train: object) -
 def _main() -> None:
     features, run, rank, workers, train = sys.argv[1:]
     sys.path.insert(0, str(HERE))
-    from make_features import small_spec
-    from training.loop import Job, fit
-
     import tensorflow as tf
+    from make_features import small_spec
+
+    from training.loop import Job, fit
 
     fit(
         Job(small_spec(**json.loads(train)), Path(features), Path(run)),
