@@ -47,9 +47,6 @@ def run_features(
         UserError: Wrong input: no files, a missing column, a damaged file, too many bad
             records, an empty split; or an unknown pipeline option.
     """
-    from beam_jobs import runner
-
-    runner.options_of(pipeline_args)
     output = Path(output)
     with write_folder(output, replace=_may_replace(output)) as folder:
         return _Job(spec, Path(input), folder, list(pipeline_args), progress).run()
@@ -77,10 +74,11 @@ class _Job:
         self.all: dict[str, int] = {}
 
     def run(self) -> dict[str, Any]:
+        # What is wrong with the files is told before Beam is imported, and what is wrong with
+        # the rows before TensorFlow is: each takes seconds.
+        reads, shards = self._look()
         from beam_jobs import runner
 
-        reads, shards = self._look()
-        runner.use_cores()
         with runner.listening(self.name, self._tick):
             self._expect(read=sum(map(len, reads.values())), join=2 * shards)
             self._join(reads, shards)
@@ -157,6 +155,8 @@ class _Job:
 
     def _transform(self) -> None:
         from beam_jobs import runner
+
+        runner.use_cores()
         from beam_jobs.examples import TransformExamples
 
         with runner.pipeline(self.pipeline_args) as root:

@@ -9,8 +9,8 @@ from typing import Any
 
 from infra.progress import Progress
 from infra.quiet import load_tensorflow
-from recsys.artifacts import MANIFEST, read_json, write_json
-from recsys.spec import Spec, fingerprint, fingerprints
+from recsys.artifacts import MANIFEST, read_json, write_json, write_text
+from recsys.spec import Spec, dumps, fingerprint, fingerprints
 
 STATE = "stages.json"
 
@@ -93,6 +93,8 @@ def run_all(
             resume=run.exists() and any(run.iterdir()),
         )
         stages.done("train", keys["train"])
+    # Slices and serving limits may have changed since; they are not trained.
+    write_text(run / "spec.yaml", dumps(spec))
     if stages.stale("evaluate", keys["evaluate"], run / "metrics.json"):
         measure(run)
         stages.done("evaluate", keys["evaluate"])

@@ -59,7 +59,10 @@ def publish(run: str | Path, models: str | Path, force: bool = False) -> Decisio
     spec = load(run / "spec.yaml")
     for version in versions(models):
         known = _manifest_of(models / str(version))
-        if known is not None and known.get("run") == manifest["run"]:
+        if known is None or known.get("run") != manifest["run"]:
+            continue
+        # The same run with other serving limits is another version.
+        if known["fingerprints"].get("serve") == fingerprints(spec)["serve"]:
             return Promote(version, models / str(version), ("this run is published",), True)
     metrics = stored_metrics(run) or evaluate(run, "test")
     champion = _champion(models)

@@ -20,7 +20,8 @@ def fingerprints(spec: Spec) -> dict[str, str]:
 
     `features` covers what the feature job reads: data, features, and the tasks' labels, so
     that a change of a loss or a tower does not make features stale. `model` covers what
-    training reads beside them. `serve` and `evaluate` cover their own sections.
+    training and export read beside them, the blend included, since the graph carries it.
+    `serve` and `evaluate` cover their own sections.
     """
     tree = json.loads(spec.model_dump_json(by_alias=True))
     labels = [{key: task[key] for key in ("name", "label", "given")} for task in tree["tasks"]]
@@ -29,7 +30,7 @@ def fingerprints(spec: Spec) -> dict[str, str]:
         "features": fingerprint(
             [tree["data"], tree["features"], labels, regression, tree["evaluate"]["slices"]]
         ),
-        "model": fingerprint([tree["tasks"], tree["model"], tree["train"]]),
+        "model": fingerprint([tree["tasks"], tree["model"], tree["train"], spec.blend()]),
         "evaluate": fingerprint(tree["evaluate"]),
         "serve": fingerprint(tree["serve"]),
     }

@@ -132,5 +132,7 @@ def test_fingerprints_change_with_what_they_cover_alone() -> None:
     blend = fingerprints(loads(SHOP + "serve: {blend: {buy: 1.0}}\n"))
     bucket = fingerprints(loads(SHOP.replace("buckets: 5", "buckets: 6")))
     assert {k for k in before if before[k] != tower[k]} == {"model"}
-    assert {k for k in before if before[k] != blend[k]} == {"serve"}
+    assert {k for k in before if before[k] != blend[k]} == {"model", "serve"}
+    limit = fingerprints(loads(SHOP + "serve: {max_candidates: 5}\n"))
+    assert {k for k in before if before[k] != limit[k]} == {"serve"}
     assert {k for k in before if before[k] != bucket[k]} == {"features"}
