@@ -110,6 +110,12 @@ def read_batches(part: int, path: str, plan: Plan) -> Iterator[pa.RecordBatch]:
         yield record_batch(rows, part + number, plan)
 
 
+def count_batches(joined: Path) -> int:
+    """How many batches all joined files make."""
+    return sum(-(-len(read_arrow(str(path))) // ROWS_PER_BATCH)
+               for path in joined.rglob("*.arrow"))
+
+
 def record_batch(rows: pa.Table, part: int, plan: Plan) -> pa.RecordBatch:
     """Joined rows as one record batch for the file `part`."""
     columns = {

@@ -83,7 +83,6 @@ class _Job:
             self._expect(read=sum(map(len, reads.values())), join=2 * shards)
             self._join(reads, shards)
             found = self._judge()
-            self._expect(analyze=1, transform=len(list(self.joined.rglob("*.arrow"))))
             self._transform()
         self._expect(write=1)
         manifest = self._finish(found)
@@ -108,6 +107,7 @@ class _Job:
 
     def _join(self, reads: dict[str, list[Any]], shards: int) -> None:
         from beam_jobs import runner, steps
+        from beam_jobs.count_past import CountPast
         from beam_jobs.plan import IMPRESSION, TABLE_KEY, USER
 
         plan, ledger = self.plan, steps.Ledger()
@@ -132,7 +132,7 @@ class _Job:
                 _ = serving | f"Serve {owner}" >> steps.WriteServing(
                     tables / f"{owner}.parquet")
             if plan.counters:
-                rows = rows | "Count past" >> steps.CountPast(plan, shards, tables)
+                rows = rows | "Count past" >> CountPast(plan, shards, tables)
             rows = rows | "Divide rows" >> steps.DivideRows(plan, shards, ledger)
             _ = rows | "Write shards" >> steps.WriteShards(plan, shards, self.joined, self.name)
             ledger.write(self.folder / "dead_letter", self.scratch / "counts.json")
@@ -157,8 +157,9 @@ class _Job:
         from beam_jobs import runner
 
         runner.use_cores()
-        from beam_jobs.examples import TransformExamples
+        from beam_jobs.examples import TransformExamples, count_batches
 
+        self._expect(analyze=1, transform=count_batches(self.joined))
         with runner.pipeline(self.pipeline_args) as root:
             _ = root | "Transform" >> TransformExamples(
                 self.plan, self.joined, self.folder, self.scratch / "transform", self.name

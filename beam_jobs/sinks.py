@@ -29,8 +29,8 @@ def write_arrow(table: pa.Table, path: Path) -> None:
 
 
 def read_arrow(path: str) -> pa.Table:
-    """Read an Arrow IPC file into memory."""
-    with pa.OSFile(path, "rb") as source, pa.ipc.open_file(source) as reader:
+    """Read an Arrow IPC file; its pages are mapped, and come into memory as they are used."""
+    with pa.memory_map(path) as source, pa.ipc.open_file(source) as reader:
         return reader.read_all()
 
 

@@ -14,7 +14,6 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from beam_jobs import counters as past
 from beam_jobs.history import histories
 from beam_jobs.join import Joined, attribute, deduplicate, join_table
 from beam_jobs.partition import by_shard, gather, mixed, partition
@@ -39,7 +38,6 @@ from beam_jobs.split import OUTSIDE, SPLITS, identity, split_of
 from beam_jobs.statistics import SplitStats
 from beam_jobs.validate import DEAD_LETTER, count_reasons, validate
 from recsys.artifacts import write_json
-from recsys.spec.records import Feature
 
 DEAD, COUNTS, SERVING = "dead", "counts", "serving"
 REASON = "\x1f"
@@ -217,86 +215,6 @@ def _empty_table(source: Source) -> pa.Table:
     kinds = {"number": pa.float32()}
     columns = {f.target: pa.array([], kinds.get(f.kind, pa.string())) for f in source.fields}
     return pa.table({ROW: pa.array([], pa.int64()), **columns})
-
-
-class CountPast(beam.PTransform):
-    """Add the counters: what was known of a key at the end of the day before each row's."""
-
-    def __init__(self, plan: Plan, shards: int, folder: Path) -> None:
-        super().__init__()
-        self.plan, self.shards, self.folder = plan, shards, folder
-
-    def expand(self, rows: beam.PCollection) -> beam.PCollection:
-        partials = rows | "Ask" >> beam.FlatMap(self._ask)
-        overall = beam.pvalue.AsSingleton(
-            partials
-            | "Totals of part" >> beam.Map(
-                lambda pair, features: past.totals(pair[1][1], features[pair[0][0]]),
-                {feature.name: feature for feature in self.plan.counters},
-            )
-            | "Totals" >> beam.CombineGlobally(_add_totals)
-        )
-        outputs = (
-            partials
-            | "Meet by counted key" >> beam.GroupByKey()
-            | "Answer" >> beam.FlatMap(self._answer, overall).with_outputs(SERVING)
-        )
-        _ = (
-            outputs[SERVING]
-            | "Group counters" >> beam.GroupByKey()
-            | "Write counters" >> beam.Map(self._write, overall)
-        )
-        return (
-            {"rows": rows, "answers": outputs[None]}
-            | "Meet answers" >> beam.CoGroupByKey()
-            | "Attach" >> beam.Map(self._attach)
-        )
-
-    def _feature(self, name: str) -> Feature:
-        return self.plan.spec.feature(name)
-
-    def _ask(self, pair: tuple[int, pa.Table]) -> Iterator[Any]:
-        shard, rows = pair
-        for feature in self.plan.counters:
-            part = past.partial(rows, feature, self.plan)
-            for number, piece in partition(part, past.KEY, self.shards):
-                yield (feature.name, number), (shard, piece)
-
-    def _answer(self, group: tuple[tuple[str, int], Iterable[Any]], sums: past.Totals
-                ) -> Iterator[Any]:
-        (name, _), parts = group
-        feature = self._feature(name)
-        replies, final = past.answers(
-            sorted(parts, key=lambda part: part[0]), feature, past.Overall.of(sums, name)
-        )
-        for shard, table in replies:
-            yield shard, (name, table)
-        yield beam.pvalue.TaggedOutput(SERVING, (name, final))
-
-    def _write(self, group: tuple[str, Iterable[pa.Table]], sums: past.Totals) -> None:
-        name, finals = group
-        feature = self._feature(name)
-        table = past.serving_table(list(finals), feature, self.plan)
-        with carrying():
-            write_parquet(table, self.folder / f"counter-{name}.parquet")
-            write_json(self.folder / f".counter-{name}.json",
-                       past.default_of(feature, past.Overall.of(sums, name)))
-
-    def _attach(self, group: tuple[int, dict[str, Any]]) -> tuple[int, pa.Table]:
-        shard, met = group
-        replies: dict[str, list[pa.Table]] = {}
-        for name, table in met["answers"]:
-            replies.setdefault(name, []).append(table)
-        return shard, past.attach(next(iter(met["rows"])), replies, self.plan)
-
-
-def _add_totals(parts: Iterator[past.Totals]) -> past.Totals:
-    total: past.Totals = {}
-    for part in parts:
-        for key, (shown, positives) in part.items():
-            known = total.get(key, (0, 0))
-            total[key] = (known[0] + shown, known[1] + positives)
-    return total
 
 
 class WriteServing(beam.PTransform):

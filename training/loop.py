@@ -49,7 +49,7 @@ class StoppedError(UserError):
 
 
 Report = Callable[[dict[str, Any], Path | None], None]
-"""Called by every worker at each checkpoint, with metrics and the checkpoint's folder."""
+"""Called by every worker at each epoch's end, with metrics and the checkpoint's folder."""
 
 
 def fit(
@@ -69,7 +69,7 @@ def fit(
         worker: Which worker this is; the first writes checkpoints and logs.
         workers: How many there are.
         progress: Told of every look.
-        report: Told of every checkpoint.
+        report: Told of every epoch's end.
 
     Returns:
         The model, with the weights of the last step.
@@ -234,7 +234,9 @@ class _Loop:
         elif best_score is not None:
             position = replace(position, best={"checkpoint": path.name, "score": best_score,
                                                "epoch": len(position.history) - 1})
-        if self._report is not None:
+        # Ray takes reports every two seconds and holds the workers until then. What is not
+        # reported is not lost: a new start looks at the storage.
+        if self._report is not None and position.batch == 0:
             self._report(metrics, path if self._chief else None)
         return position
 
