@@ -31,7 +31,8 @@ class CountPast(beam.PTransform):
         partials = rows | "Ask" >> beam.FlatMap(self._ask)
         overall = beam.pvalue.AsSingleton(
             partials
-            | "Totals of part" >> beam.Map(
+            | "Totals of part"
+            >> beam.Map(
                 lambda pair, features: past.totals(pair[1][1], features[pair[0][0]]),
                 {feature.name: feature for feature in self.plan.counters},
             )
@@ -63,8 +64,9 @@ class CountPast(beam.PTransform):
             for number, piece in partition(part, past.KEY, self.shards):
                 yield (feature.name, number), (shard, piece)
 
-    def _answer(self, group: tuple[tuple[str, int], Iterable[Any]], sums: past.Totals
-                ) -> Iterator[Any]:
+    def _answer(
+        self, group: tuple[tuple[str, int], Iterable[Any]], sums: past.Totals
+    ) -> Iterator[Any]:
         (name, _), parts = group
         feature = self._feature(name)
         replies, final = past.answers(
@@ -80,8 +82,10 @@ class CountPast(beam.PTransform):
         table = past.serving_table(list(finals), feature, self.plan)
         with carrying():
             write_parquet(table, self.folder / f"counter-{name}.parquet")
-            write_json(self.folder / f".counter-{name}.json",
-                       past.default_of(feature, past.Overall.of(sums, name)))
+            write_json(
+                self.folder / f".counter-{name}.json",
+                past.default_of(feature, past.Overall.of(sums, name)),
+            )
 
     def _attach(self, group: tuple[int, dict[str, Any]]) -> tuple[int, pa.Table]:
         shard, met = group

@@ -55,19 +55,24 @@ def partial(rows: pa.Table, feature: Feature, plan: Plan) -> pa.Table:
         positive = rows[label_column(task)].to_numpy() > 0
         when = known_day(rows, task)[1] if task in plan.tracked else day
         frames.append(
-            pd.DataFrame({KEY: key[positive], DAY: when[positive], SHOWN: 0, POSITIVES: 1,
-                          ASKED: False})
+            pd.DataFrame(
+                {KEY: key[positive], DAY: when[positive], SHOWN: 0, POSITIVES: 1, ASKED: False}
+            )
         )
-    sums = pd.concat(frames).groupby([KEY, DAY], sort=True, as_index=False).agg(
-        {SHOWN: "sum", POSITIVES: "sum", ASKED: "max"}
+    sums = (
+        pd.concat(frames)
+        .groupby([KEY, DAY], sort=True, as_index=False)
+        .agg({SHOWN: "sum", POSITIVES: "sum", ASKED: "max"})
     )
-    return pa.table({
-        KEY: pa.array(sums[KEY].to_numpy(dtype=object), pa.string()),
-        DAY: pa.array(sums[DAY].to_numpy(np.int64)),
-        SHOWN: pa.array(sums[SHOWN].to_numpy(np.int64)),
-        POSITIVES: pa.array(sums[POSITIVES].to_numpy(np.int64)),
-        ASKED: pa.array(sums[ASKED].to_numpy(bool)),
-    })
+    return pa.table(
+        {
+            KEY: pa.array(sums[KEY].to_numpy(dtype=object), pa.string()),
+            DAY: pa.array(sums[DAY].to_numpy(np.int64)),
+            SHOWN: pa.array(sums[SHOWN].to_numpy(np.int64)),
+            POSITIVES: pa.array(sums[POSITIVES].to_numpy(np.int64)),
+            ASKED: pa.array(sums[ASKED].to_numpy(bool)),
+        }
+    )
 
 
 def totals(part: pa.Table, feature: Feature) -> Totals:
@@ -76,8 +81,10 @@ def totals(part: pa.Table, feature: Feature) -> Totals:
     return {
         (feature.name, day): (shown, positives)
         for day, shown, positives in zip(
-            sums[DAY].to_pylist(), sums[f"{SHOWN}_sum"].to_pylist(),
-            sums[f"{POSITIVES}_sum"].to_pylist(), strict=True,
+            sums[DAY].to_pylist(),
+            sums[f"{SHOWN}_sum"].to_pylist(),
+            sums[f"{POSITIVES}_sum"].to_pylist(),
+            strict=True,
         )
     }
 
@@ -145,8 +152,10 @@ def answers(
     before = upto - days[[SHOWN, POSITIVES]]
     encode = _encode(feature)
     days[VALUE] = statistic(
-        before[SHOWN].to_numpy(), before[POSITIVES].to_numpy(),
-        overall.before(days[DAY].to_numpy()), encode,
+        before[SHOWN].to_numpy(),
+        before[POSITIVES].to_numpy(),
+        overall.before(days[DAY].to_numpy()),
+        encode,
     )
     asked = frame[frame[ASKED]].merge(days[[KEY, DAY, VALUE]], on=[KEY, DAY], how="left")
     replies = [
@@ -159,8 +168,9 @@ def answers(
     return replies, _table(last.index, final)
 
 
-def _table(keys: pd.Series | pd.Index, values: pd.Series | np.ndarray,
-           days: pd.Series | None = None) -> pa.Table:
+def _table(
+    keys: pd.Series | pd.Index, values: pd.Series | np.ndarray, days: pd.Series | None = None
+) -> pa.Table:
     columns = {KEY: pa.array(keys.to_numpy(dtype=object), pa.string())}
     if days is not None:
         columns[DAY] = pa.array(days.to_numpy(np.int64))

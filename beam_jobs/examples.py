@@ -65,7 +65,7 @@ class TransformExamples(beam.PTransform):
                 preprocessing_fn(self.plan.spec)
             )
             _ = graph | "Write graph" >> tft_beam.WriteTransformFn(str(self.folder / "transform"))
-            _ = (graph[0] | "Learned" >> beam.Map(lambda _, job: tick(job, "analyze"), self.job))
+            _ = graph[0] | "Learned" >> beam.Map(lambda _, job: tick(job, "analyze"), self.job)
             (examples, _) = ((every, config), graph) | "Transform" >> tft_beam.TransformDataset(
                 output_record_batches=True
             )
@@ -112,8 +112,7 @@ def read_batches(part: int, path: str, plan: Plan) -> Iterator[pa.RecordBatch]:
 
 def count_batches(joined: Path) -> int:
     """How many batches all joined files make."""
-    return sum(-(-len(read_arrow(str(path))) // ROWS_PER_BATCH)
-               for path in joined.rglob("*.arrow"))
+    return sum(-(-len(read_arrow(str(path))) // ROWS_PER_BATCH) for path in joined.rglob("*.arrow"))
 
 
 def record_batch(rows: pa.Table, part: int, plan: Plan) -> pa.RecordBatch:
@@ -124,8 +123,9 @@ def record_batch(rows: pa.Table, part: int, plan: Plan) -> pa.RecordBatch:
     }
     for field in passthrough_schema(plan):
         name = field.name.removeprefix("pass:")
-        values = (pa.array([part] * len(rows), pa.int64()) if name == PART
-                  else _passing(rows, name, plan))
+        values = (
+            pa.array([part] * len(rows), pa.int64()) if name == PART else _passing(rows, name, plan)
+        )
         columns[field.name] = _ones(values, field.type)
     return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
 

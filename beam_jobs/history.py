@@ -85,6 +85,7 @@ def histories(rows: pa.Table, feature: Feature, plan: Plan) -> Histories:
     ]
     return Histories(
         pa.array(texts, pa.string()).take(pa.array(back.reshape(-1))),
-        pa.table({"key": pa.array(names, pa.string()),
-                  raw(feature.name): pa.array(final, pa.string())}),
+        pa.table(
+            {"key": pa.array(names, pa.string()), raw(feature.name): pa.array(final, pa.string())}
+        ),
     )

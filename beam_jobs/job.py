@@ -60,8 +60,14 @@ def _may_replace(output: Path) -> bool:
 
 
 class _Job:
-    def __init__(self, spec: Spec, input: Path, folder: Path, pipeline_args: list[str],
-                 progress: Progress | None) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        input: Path,
+        folder: Path,
+        pipeline_args: list[str],
+        progress: Progress | None,
+    ) -> None:
         from beam_jobs.plan import plan_of
 
         self.spec, self.input, self.folder = spec, input, folder
@@ -129,8 +135,7 @@ class _Job:
             for owner in ("item", "user"):
                 join = steps.JoinTable(plan, owner, shards, self.name, ledger)
                 rows, serving = {"shown": rows, **owned.get(owner, {})} | f"Join {owner}" >> join
-                _ = serving | f"Serve {owner}" >> steps.WriteServing(
-                    tables / f"{owner}.parquet")
+                _ = serving | f"Serve {owner}" >> steps.WriteServing(tables / f"{owner}.parquet")
             if plan.counters:
                 rows = rows | "Count past" >> CountPast(plan, shards, tables)
             rows = rows | "Divide rows" >> steps.DivideRows(plan, shards, ledger)
@@ -146,11 +151,13 @@ class _Job:
         judge.require_good_records(counts, self.plan, self.folder / "dead_letter")
         splits = {
             split: read_json(self.joined / f"{split}.json")
-            if (self.joined / f"{split}.json").exists() else {"rows": 0}
+            if (self.joined / f"{split}.json").exists()
+            else {"rows": 0}
             for split in SPLITS
         }
-        judge.require_rows({name: found["rows"] for name, found in splits.items()}, counts,
-                           self.spec)
+        judge.require_rows(
+            {name: found["rows"] for name, found in splits.items()}, counts, self.spec
+        )
         return {"counts": counts, "splits": splits}
 
     def _transform(self) -> None:
@@ -176,17 +183,21 @@ class _Job:
 
         folder, splits = self.folder, found["splits"]
         if not (folder / "dead_letter").exists():
-            sinks.write_parquet(DEAD_LETTER.empty_table(),
-                                folder / "dead_letter" / "part-00000.parquet")
-        write_json(folder / "statistics.json",
-                   {name: split.pop("columns") for name, split in splits.items()})
+            sinks.write_parquet(
+                DEAD_LETTER.empty_table(), folder / "dead_letter" / "part-00000.parquet"
+            )
+        write_json(
+            folder / "statistics.json",
+            {name: split.pop("columns") for name, split in splits.items()},
+        )
         transform.write_schema(self.spec, folder)
         (folder / "spec.yaml").write_text(dumps(self.spec), encoding="utf-8")
         content = {
             "spec": self.spec.name,
             "rows": {name: split["rows"] for name, split in splits.items()},
             "tables": transform.table_rows(
-                self.spec, tft.TFTransformOutput(str(folder / "transform"))),
+                self.spec, tft.TFTransformOutput(str(folder / "transform"))
+            ),
             "labels": {name: split["labels"] for name, split in splits.items()},
             "time_range": {name: split["time_range"] for name, split in splits.items()},
             "counts": judge.tidy(found["counts"]),
@@ -209,8 +220,9 @@ class _Job:
         for feature in self.plan.counters:
             (folder / "tables" / f".counter-{feature.name}.json").unlink()
         shutil.rmtree(self.scratch)
-        write_manifest(folder, "features", {"features": fingerprints(self.spec)["features"]},
-                       content)
+        write_manifest(
+            folder, "features", {"features": fingerprints(self.spec)["features"]}, content
+        )
         return read_json(folder / MANIFEST)
 
     def _expect(self, **parts: int) -> None:

@@ -89,8 +89,9 @@ def attribute(shown: pa.Table, actions: dict[str, pa.Table], plan: Plan) -> Join
     counts: Counts = {}
     matched: dict[str, np.ndarray] = {}
     for name, events in actions.items():
-        found = pc.index_in(events[IMPRESSION].combine_chunks(),
-                            value_set=shown[IMPRESSION].combine_chunks())
+        found = pc.index_in(
+            events[IMPRESSION].combine_chunks(), value_set=shown[IMPRESSION].combine_chunks()
+        )
         matched[name] = pc.fill_null(found, -1).to_numpy(zero_copy_only=False)
         unknown = int((matched[name] < 0).sum())
         if unknown:
@@ -98,7 +99,9 @@ def attribute(shown: pa.Table, actions: dict[str, pa.Table], plan: Plan) -> Join
     for task in spec.tasks:
         if isinstance(task.label, ActionLabel):
             own[task.name], moment[task.name] = _follows(
-                time, matched[task.label.action], actions[task.label.action],
+                time,
+                matched[task.label.action],
+                actions[task.label.action],
                 task.label.within_seconds * 1000,
             )
         else:
@@ -153,8 +156,9 @@ def join_table(rows: pa.Table, table: pa.Table | None, owner: Owner) -> Joined:
     """
     if table is None:
         return Joined(rows)
-    found = pc.index_in(rows[f"key:{owner}"].combine_chunks(),
-                        value_set=table[TABLE_KEY].combine_chunks())
+    found = pc.index_in(
+        rows[f"key:{owner}"].combine_chunks(), value_set=table[TABLE_KEY].combine_chunks()
+    )
     for name in table.column_names:
         if name in (TABLE_KEY, ROW):
             continue

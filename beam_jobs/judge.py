@@ -71,9 +71,14 @@ def require_rows(rows: dict[str, int], counts: dict[str, int], spec: Spec) -> No
         fix = "Move the days of data.split into the range that was found."
     else:
         expected, fix = "rows in each split", "Give more rows, or larger fractions in data.split."
-    raise UserError(f"The split{'s' * (len(empty) > 1)} {' and '.join(empty)} "
-                    f"{'are' if len(empty) > 1 else 'is'} empty.",
-                    where="data.split", expected=expected, found=found, fix=fix)
+    raise UserError(
+        f"The split{'s' * (len(empty) > 1)} {' and '.join(empty)} "
+        f"{'are' if len(empty) > 1 else 'is'} empty.",
+        where="data.split",
+        expected=expected,
+        found=found,
+        fix=fix,
+    )
 
 
 def tidy(counts: dict[str, int]) -> dict[str, Any]:
@@ -100,4 +105,3 @@ def tidy(counts: dict[str, int]) -> dict[str, Any]:
     tidied.setdefault("bad_records", {})
     tidied.setdefault("outside_split", 0)
     return tidied
-

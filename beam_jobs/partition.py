@@ -13,8 +13,11 @@ from beam_jobs.plan import ROW
 
 def stable_hash(values: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """Hash of each string, uint64 [rows]; the same on every machine and in every run."""
-    text = values.to_numpy(zero_copy_only=False) if isinstance(values, pa.Array) else (
-        values.to_numpy())
+    text = (
+        values.to_numpy(zero_copy_only=False)
+        if isinstance(values, pa.Array)
+        else (values.to_numpy())
+    )
     return pd.util.hash_array(np.asarray(text, dtype=object))
 
 

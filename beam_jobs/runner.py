@@ -82,8 +82,10 @@ def pipeline(pipeline_args: Sequence[str]) -> Iterator[beam.Pipeline]:
     options = options_of(pipeline_args)
     named = _names_runner(pipeline_args)
     try:
-        with _quiet(), beam.Pipeline(runner=None if named else FnApiRunner(),
-                                     options=options) as pipeline:
+        with (
+            _quiet(),
+            beam.Pipeline(runner=None if named else FnApiRunner(), options=options) as pipeline,
+        ):
             yield pipeline
     except UserError:
         raise
@@ -137,9 +139,12 @@ def carrying() -> Iterator[None]:
         raise CarriedError(error) from None
     except OSError as error:
         raise CarriedError(
-            UserError("A file could not be written or read.", where=str(error.filename or ""),
-                      found=error.strerror or str(error),
-                      fix="Free space on the disk, or name another output.")
+            UserError(
+                "A file could not be written or read.",
+                where=str(error.filename or ""),
+                found=error.strerror or str(error),
+                fix="Free space on the disk, or name another output.",
+            )
         ) from error
 
 

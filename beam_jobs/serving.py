@@ -43,8 +43,10 @@ def serving_rows(
     made: dict[str, pa.Array] = {TABLE_KEY: key}
     for column in columns:
         kind = pa.string() if column.dtype == "string" else pa.float32()
-        holder = next((t for t in [known, *ends]
-                       if t is not None and raw(column.name) in t.column_names), None)
+        holder = next(
+            (t for t in [known, *ends] if t is not None and raw(column.name) in t.column_names),
+            None,
+        )
         if holder is None and column.name == own_key:
             values = key.cast(kind)
         elif holder is None:

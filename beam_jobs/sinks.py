@@ -53,8 +53,11 @@ def example_array(values: pa.Array, model_input: ModelInput) -> pa.Array:
         list of float32, [rows].
     """
     kind = pa.int32() if model_input.kind in ("id", "ids") else pa.float32()
-    flat = values.flatten() if pa.types.is_list(values.type) or pa.types.is_large_list(
-        values.type) else values
+    flat = (
+        values.flatten()
+        if pa.types.is_list(values.type) or pa.types.is_large_list(values.type)
+        else values
+    )
     while pa.types.is_list(flat.type) or pa.types.is_large_list(flat.type):
         flat = flat.flatten()
     flat = flat.cast(kind)

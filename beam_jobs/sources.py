@@ -94,9 +94,12 @@ def resolve(input_path: Path, source: Source) -> list[File]:
         UserError: There is no input, or nothing in it matches the source's path.
     """
     if not input_path.exists():
-        raise UserError("The input does not exist.", where=str(input_path),
-                        expected="a folder of logs, or one file",
-                        fix="Name an existing folder with --input.")
+        raise UserError(
+            "The input does not exist.",
+            where=str(input_path),
+            expected="a folder of logs, or one file",
+            fix="Name an existing folder with --input.",
+        )
     if input_path.is_file():
         if source.name == "impressions":
             return [_file(input_path, input_path.parent)]
@@ -125,9 +128,12 @@ def _is_data(path: Path, root: Path) -> bool:
 
 def _file(path: Path, root: Path) -> File:
     if not path.name.endswith(PARQUET + CSV):
-        raise UserError("This file is of no known format.", where=str(path),
-                        expected=f"a name that ends in {', '.join(CSV + PARQUET)}",
-                        found=path.suffix or "no ending")
+        raise UserError(
+            "This file is of no known format.",
+            where=str(path),
+            expected=f"a name that ends in {', '.join(CSV + PARQUET)}",
+            found=path.suffix or "no ending",
+        )
     parts = path.relative_to(root).parts[:-1]
     partitions = tuple(
         (part.partition("=")[0], part.partition("=")[2]) for part in parts if "=" in part
@@ -158,8 +164,12 @@ def check(files: list[File], source: Source) -> None:
         header = [*_header(file), *(name for name, _ in file.partitions)]
         twice = [column for column in source.columns if header.count(column) > 1]
         if twice and file.is_csv:
-            raise UserError(f"Column {twice[0]!r} is there twice.", where=file.path,
-                            expected="each column once", found=", ".join(header))
+            raise UserError(
+                f"Column {twice[0]!r} is there twice.",
+                where=file.path,
+                expected="each column once",
+                found=", ".join(header),
+            )
         missing = [column for column in source.columns if column not in header]
         if missing:
             near = difflib.get_close_matches(missing[0], header, n=3)
@@ -169,7 +179,8 @@ def check(files: list[File], source: Source) -> None:
                 where=file.path,
                 expected=", ".join(source.columns),
                 found=", ".join(header) or "no columns",
-                fix=f"Did you mean {' or '.join(near)}?" if near
+                fix=f"Did you mean {' or '.join(near)}?"
+                if near
                 else "Correct the column in the spec, or the file.",
             )
 
@@ -177,9 +188,13 @@ def check(files: list[File], source: Source) -> None:
 def damaged(file: File, error: Exception) -> UserError:
     """The error of a file that cannot be read."""
     kind = "CSV" if file.is_csv else "Parquet"
-    return UserError("A file is damaged or is not what its name says.", where=file.path,
-                     expected=f"a readable {kind} file", found=str(error).split("\n")[0],
-                     fix="Write the file again, or take it away.")
+    return UserError(
+        "A file is damaged or is not what its name says.",
+        where=file.path,
+        expected=f"a readable {kind} file",
+        found=str(error).split("\n")[0],
+        fix="Write the file again, or take it away.",
+    )
 
 
 def _header(file: File) -> list[str]:

@@ -61,8 +61,13 @@ class NumberStats:
         if not there:
             return {"kind": "number", "count": self.count, "missing": self.missing}
         return {
-            "kind": "number", "count": self.count, "missing": self.missing, "mean": self.mean,
-            "std": math.sqrt(self.squares / there), "min": self.min, "max": self.max,
+            "kind": "number",
+            "count": self.count,
+            "missing": self.missing,
+            "mean": self.mean,
+            "std": math.sqrt(self.squares / there),
+            "min": self.min,
+            "max": self.max,
         }
 
 
@@ -97,16 +102,25 @@ class TextStats:
         for text, count in other.values.items():
             values[text] = values.get(text, 0) + count
         smallest = np.unique(np.concatenate([self.smallest, other.smallest]))[:SKETCH]
-        return TextStats(self.count + other.count, self.missing + other.missing,
-                         _largest(values, MOST_COUNTED), smallest)
+        return TextStats(
+            self.count + other.count,
+            self.missing + other.missing,
+            _largest(values, MOST_COUNTED),
+            smallest,
+        )
 
     def report(self) -> dict[str, Any]:
         """As written to statistics.json."""
         distinct = len(self.smallest)
         if distinct == SKETCH:
             distinct = round((SKETCH - 1) / (float(self.smallest[-1]) / 2.0**64))
-        return {"kind": "string", "count": self.count, "missing": self.missing,
-                "distinct": distinct, "top": _largest(self.values, TOP)}
+        return {
+            "kind": "string",
+            "count": self.count,
+            "missing": self.missing,
+            "distinct": distinct,
+            "top": _largest(self.values, TOP),
+        }
 
 
 def _largest(values: dict[str, int], most: int) -> dict[str, int]:
@@ -138,7 +152,8 @@ class SplitStats:
         for column in plan.raw:
             values = table[raw(column.name)]
             stats.columns[column.name] = (
-                TextStats.of(values) if column.dtype == "string"
+                TextStats.of(values)
+                if column.dtype == "string"
                 else NumberStats.of(values.to_numpy())
             )
         return stats
@@ -153,6 +168,8 @@ class SplitStats:
             {name: self.positives[name] + other.positives[name] for name in self.positives},
             None if self.first is None or other.first is None else min(self.first, other.first),
             None if self.last is None or other.last is None else max(self.last, other.last),
-            {name: stats.merged(other.columns[name])  # type: ignore[arg-type]
-             for name, stats in self.columns.items()},
+            {
+                name: stats.merged(other.columns[name])  # type: ignore[arg-type]
+                for name, stats in self.columns.items()
+            },
         )

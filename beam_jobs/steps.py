@@ -77,16 +77,23 @@ class Ledger:
 def _write_dead(group: tuple[int, Iterable[pa.Table]], folder: Path) -> None:
     table = pa.concat_tables(group[1])
     with carrying():
-        write_parquet(table.sort_by([(name, "ascending") for name in DEAD_LETTER.names]),
-                      folder / "part-00000.parquet")
+        write_parquet(
+            table.sort_by([(name, "ascending") for name in DEAD_LETTER.names]),
+            folder / "part-00000.parquet",
+        )
 
 
 def _aside(dead: pa.Table, counts: dict[str, int]) -> Iterator[Any]:
     if len(dead):
         yield beam.pvalue.TaggedOutput(DEAD, dead)
         source = dead["source"][0].as_py()
-        counts = {**counts, **{f"bad.{source}{REASON}{reason}": count
-                               for reason, count in count_reasons(dead).items()}}
+        counts = {
+            **counts,
+            **{
+                f"bad.{source}{REASON}{reason}": count
+                for reason, count in count_reasons(dead).items()
+            },
+        }
     if counts:
         yield beam.pvalue.TaggedOutput(COUNTS, counts)
 
@@ -94,8 +101,9 @@ def _aside(dead: pa.Table, counts: dict[str, int]) -> Iterator[Any]:
 class ReadSource(beam.PTransform):
     """Read a log or table in blocks, validate it, and divide it by hash of a key column."""
 
-    def __init__(self, tasks: list[ReadTask], source: Source, key: str, shards: int, job: str,
-                 ledger: Ledger) -> None:
+    def __init__(
+        self, tasks: list[ReadTask], source: Source, key: str, shards: int, job: str, ledger: Ledger
+    ) -> None:
         super().__init__()
         self.tasks, self.source, self.key = tasks, source, key
         self.shards, self.job, self.ledger = shards, job, ledger
@@ -105,8 +113,10 @@ class ReadSource(beam.PTransform):
             root
             | "Files" >> beam.Create(self.tasks)
             | "Spread" >> beam.Reshuffle()
-            | "Read" >> beam.ParDo(_Read(self.source, self.key, self.shards, self.job)
-                                   ).with_outputs(DEAD, COUNTS)
+            | "Read"
+            >> beam.ParDo(_Read(self.source, self.key, self.shards, self.job)).with_outputs(
+                DEAD, COUNTS
+            )
         )
 
 
@@ -141,16 +151,18 @@ class AttributeActions(beam.PTransform):
     def _attribute(self, group: tuple[int, dict[str, Iterable[pa.Table]]]) -> Iterator[Any]:
         logs = {name: list(tables) for name, tables in group[1].items()}
         if not logs["impressions"]:
-            lost = {f"actions_without_impression.{name}": sum(map(len, tables))
-                    for name, tables in logs.items() if tables}
+            lost = {
+                f"actions_without_impression.{name}": sum(map(len, tables))
+                for name, tables in logs.items()
+                if tables
+            }
             yield from _aside(DEAD_LETTER.empty_table(), lost)
             return
         key = IMPRESSION if self.plan.spec.data.keys.impression else None
         shown = deduplicate(gather(logs["impressions"]), "impressions", key)
         rows = shown.rows.append_column(IDENTITY, pa.array(identity(shown.rows)))
         events = {
-            name: gather(logs[name]) if logs[name] else _no_events()
-            for name in self.plan.actions
+            name: gather(logs[name]) if logs[name] else _no_events() for name in self.plan.actions
         }
         labelled = attribute(rows, events, self.plan)
         yield from _aside(shown.dead, {**shown.counts, **labelled.counts})
@@ -158,8 +170,13 @@ class AttributeActions(beam.PTransform):
 
 
 def _no_events() -> pa.Table:
-    return pa.table({ROW: pa.array([], pa.int64()), IMPRESSION: pa.array([], pa.string()),
-                     "time": pa.array([], pa.int64())})
+    return pa.table(
+        {
+            ROW: pa.array([], pa.int64()),
+            IMPRESSION: pa.array([], pa.string()),
+            "time": pa.array([], pa.int64()),
+        }
+    )
 
 
 class JoinTable(beam.PTransform):
@@ -184,12 +201,16 @@ class JoinTable(beam.PTransform):
         if self.owner in self.plan.tables:
             parts = list(logs.get("table", ()))
             name = self.plan.tables[self.owner].name
-            unique = (deduplicate(gather(parts), name, TABLE_KEY) if parts
-                      else Joined(_empty_table(self.plan.tables[self.owner])))
+            unique = (
+                deduplicate(gather(parts), name, TABLE_KEY)
+                if parts
+                else Joined(_empty_table(self.plan.tables[self.owner]))
+            )
             # A table's repeated rows are no impressions; they are counted under their own name.
             removed = unique.counts.get("duplicates_removed", 0)
-            yield from _aside(unique.dead, {f"duplicates_removed.{name}": removed} if removed
-                              else {})
+            yield from _aside(
+                unique.dead, {f"duplicates_removed.{name}": removed} if removed else {}
+            )
             table = unique.rows
         rows, ends = None, []
         if shown:
@@ -257,8 +278,10 @@ class DivideRows(beam.PTransform):
         counts = {"outside_split": outside} if outside else {}
         if DAY in rows.column_names:
             days, seen = np.unique(rows[DAY].to_numpy(), return_counts=True)
-            counts |= {f"day.{date(1970, 1, 1) + timedelta(days=day)}": count
-                       for day, count in zip(days.tolist(), seen.tolist(), strict=True)}
+            counts |= {
+                f"day.{date(1970, 1, 1) + timedelta(days=day)}": count
+                for day, count in zip(days.tolist(), seen.tolist(), strict=True)
+            }
         yield beam.pvalue.TaggedOutput(COUNTS, counts)
         chance = shuffled(rows) % np.uint64(self.shards)
         target = np.where(inside, split * self.shards + chance.astype(np.int64), -1)

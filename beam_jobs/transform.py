@@ -92,8 +92,7 @@ def preprocessing_fn(spec: Spec) -> Callable[[Tensors], Tensors]:
     def transform(inputs: Tensors) -> Tensors:
         vocabularies = _vocabularies(spec, inputs)
         return {
-            feature.name: _encode(spec, feature, inputs, vocabularies)
-            for feature in spec.features
+            feature.name: _encode(spec, feature, inputs, vocabularies) for feature in spec.features
         }
 
     return transform
@@ -240,5 +239,3 @@ def _piecewise(values: tf.Tensor, bins: int) -> tf.Tensor:
     fill = tf.where(width > 0.0, tf.math.divide_no_nan(gap, width), step)
     fill = tf.where(tf.math.is_nan(fill), 0.0, tf.clip_by_value(fill, 0.0, 1.0))
     return tf.ensure_shape(fill, [None, bins])
-
-

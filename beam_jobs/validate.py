@@ -53,8 +53,11 @@ def validate(block: pa.Table, ragged: list[str], source: Source) -> Checked:
         reasons[bad & (reasons == "")] = reason
     table = pa.table(columns)
     is_bad = reasons != ""
-    dead = dead_letters(source.name, reasons[is_bad].tolist(),
-                        block.drop_columns([ROW]).filter(pa.array(is_bad)).to_pylist())
+    dead = dead_letters(
+        source.name,
+        reasons[is_bad].tolist(),
+        block.drop_columns([ROW]).filter(pa.array(is_bad)).to_pylist(),
+    )
     lines = dead_letters(source.name, ["wrong number of fields"] * len(ragged), ragged)
     good = table.filter(pa.array(~is_bad)) if is_bad.any() else table
     return Checked(good, pa.concat_tables([dead, lines]))
@@ -129,7 +132,9 @@ def parse_time(values: pa.ChunkedArray, column: TimeColumn) -> tuple[np.ndarray,
     coded = text.dictionary_encode()
     format = column.format or "ISO8601"
     moments = pd.to_datetime(
-        pd.Series(coded.dictionary.to_pylist(), dtype=object), format=format, utc=True,
+        pd.Series(coded.dictionary.to_pylist(), dtype=object),
+        format=format,
+        utc=True,
         errors="coerce",
     )
     distinct = np.asarray(moments.to_numpy(dtype="datetime64[ms]")).astype(np.int64)

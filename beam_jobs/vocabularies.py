@@ -95,14 +95,20 @@ def count_batch(batch: tuple[np.ndarray, ...]) -> Iterator[tuple[int, pa.Table]]
         counted = pc.value_counts(pa.array(values.reshape(-1), pa.binary()))
         texts = counted.field(0)
         size = len(texts)
-        tables.append(pa.table({
-            _NAME: pa.array(np.full(size, number, np.int32)), _VALUE: texts,
-            _COUNT: counted.field(1),
-        }))
+        tables.append(
+            pa.table(
+                {
+                    _NAME: pa.array(np.full(size, number, np.int32)),
+                    _VALUE: texts,
+                    _COUNT: counted.field(1),
+                }
+            )
+        )
     table = pa.concat_tables(tables)
     text = table[_VALUE]
-    fits = pc.and_(pc.greater(pc.binary_length(text), 0),
-                   pc.invert(pc.match_substring_regex(text, "[\n\r]")))
+    fits = pc.and_(
+        pc.greater(pc.binary_length(text), 0), pc.invert(pc.match_substring_regex(text, "[\n\r]"))
+    )
     table = table.filter(fits)
     if not len(table):
         yield 0, table  # so that files are written even where there is no value at all
@@ -117,8 +123,9 @@ def _add_up(group: tuple[int, Iterable[pa.Table]], wanted: list[Wanted]) -> tupl
     return 0, sums.filter(pc.greater_equal(sums[_COUNT], pa.array(least)))
 
 
-def _write(group: tuple[int, Iterable[pa.Table]], wanted: list[Wanted], folder: str
-           ) -> Iterator[Any]:
+def _write(
+    group: tuple[int, Iterable[pa.Table]], wanted: list[Wanted], folder: str
+) -> Iterator[Any]:
     table = pa.concat_tables(group[1]).sort_by(
         [(_NAME, "ascending"), (_COUNT, "descending"), (_VALUE, "descending")]
     )

@@ -164,14 +164,8 @@ def train(
     gpu: Gpu = False,
     ray_address: RayAddress = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
-    warm_start: Annotated[
-        Path | None, typer.Option("--warm-start", help="A run whose weights to start from.")
-    ] = None,
     eager: Annotated[
         bool, typer.Option("--eager", help="Run steps eagerly, with checks that name the layer.")
-    ] = False,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Say in words what bounds the run.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -188,9 +182,7 @@ def train(
         gpu=gpu,
         ray_address=ray_address,
         resume=resume,
-        warm_start=warm_start,
         eager=eager,
-        profile=profile,
     )
     _result(result, as_json, lambda value: show_training(value, output))
 

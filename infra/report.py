@@ -92,8 +92,6 @@ def show_training(result: Mapping[str, Any], folder: Path) -> None:
     validation = result.get("validation")
     if validation:
         Console().print(metrics_table(validation, "validation"))
-    if result.get("profile"):
-        print(result["profile"])
     print(f"run in {folder}; TensorBoard: tensorboard --logdir {folder / 'logs'}")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
+import tf_keras
 
 from recsys.balancing import make_balancer
 from recsys.layers import GatedDense
@@ -138,7 +139,7 @@ class RankingModel(tfrs.Model):
 
 def build(spec: Spec, tables: Mapping[str, int]) -> RankingModel:
     """A model with weights and optimizer, ready for `fit`; call it in the strategy's scope."""
-    tf.keras.utils.set_random_seed(spec.train.seed)
+    tf_keras.utils.set_random_seed(spec.train.seed)
     model = RankingModel(spec, tables)
     packing = model.packing
     model(

@@ -98,11 +98,15 @@ class Network(tf_keras.layers.Layer):
             dtype=self._dtype_policy,
         )
         self.sharing = self._make_sharing()
+        for part in self.sharing.submodules:
+            if isinstance(part, GatedTower):
+                part.gated = model.gated
         self.towers = [
             GatedTower(
                 model.towers,
                 dropout=model.dropout,
                 recompute=model.recompute,
+                gated=model.gated,
                 name=f"tower_{task}",
                 dtype=self._dtype_policy,
             )

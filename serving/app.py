@@ -81,8 +81,11 @@ class RankService:
     async def _within_deadline(self, body: bytes, started: float) -> Any:
         if self._running >= self.most:
             raise RequestError(
-                503, "The service is busy.", found=f"{self._running} requests at work or in line",
-                expected=f"at most {self.most}", fix="Try again shortly, or add replicas.",
+                503,
+                "The service is busy.",
+                found=f"{self._running} requests at work or in line",
+                expected=f"at most {self.most}",
+                fix="Try again shortly, or add replicas.",
                 headers={"Retry-After": "1"},
             )
         loop = asyncio.get_running_loop()
@@ -141,24 +144,32 @@ async def read_body(request: Request, most: int) -> bytes:
 
 def _too_long(most: int, found: str) -> RequestError:
     return RequestError(
-        413, "The body is too long.", expected=f"at most {most} bytes (serve.max_body_bytes)",
-        found=found, where="body", fix="Rank fewer candidates at once, or raise "
-        "serve.max_body_bytes in the spec and publish.",
+        413,
+        "The body is too long.",
+        expected=f"at most {most} bytes (serve.max_body_bytes)",
+        found=found,
+        where="body",
+        fix="Rank fewer candidates at once, or raise serve.max_body_bytes in the spec and publish.",
         headers={"Connection": "close"},
     )
 
 
 def _late(deadline_ms: int) -> RequestError:
     return RequestError(
-        504, "The answer was not ready in time.", expected=f"{deadline_ms} ms (serve.deadline_ms)",
-        found="more", fix="Rank fewer candidates at once, add replicas, or raise "
+        504,
+        "The answer was not ready in time.",
+        expected=f"{deadline_ms} ms (serve.deadline_ms)",
+        found="more",
+        fix="Rank fewer candidates at once, add replicas, or raise "
         "serve.deadline_ms in the spec and publish.",
     )
 
 
 def _internal() -> RequestError:
     return RequestError(
-        500, "The service failed on this request.", fix="See the log of the service.",
+        500,
+        "The service failed on this request.",
+        fix="See the log of the service.",
     )
 
 
@@ -193,8 +204,15 @@ def create_app(
 
     app = FastAPI(title=f"recsys: {live.current.contract.spec.name}", lifespan=lifespan)
     app.state.live = live
-    app.add_api_route("/v1/rank", rank.__call__, methods=["POST"], include_in_schema=True,
-                      response_class=Answer, name="rank", summary="Rank candidates for a user")
+    app.add_api_route(
+        "/v1/rank",
+        rank.__call__,
+        methods=["POST"],
+        include_in_schema=True,
+        response_class=Answer,
+        name="rank",
+        summary="Rank candidates for a user",
+    )
     _add_reports(app, live, metrics)
     _add_errors(app)
 
@@ -217,18 +235,20 @@ def _add_reports(app: FastAPI, live: Live, metrics: Metrics) -> None:
     @app.get("/v1/models", response_class=Answer, summary="What serves, and what was refused")
     async def models() -> Answer:
         current = live.current
-        return Answer({
-            "model_version": current.version,
-            "manifest": current.manifest,
-            "features": {
-                "folder": str(live.features),
-                "fingerprint": current.store.fingerprint,
-                "created": current.store.manifest.get("created"),
-                "users": current.store.size("user"),
-                "items": current.store.size("item"),
-            },
-            "refused": {str(version): reason for version, (_, reason) in live.refused.items()},
-        })
+        return Answer(
+            {
+                "model_version": current.version,
+                "manifest": current.manifest,
+                "features": {
+                    "folder": str(live.features),
+                    "fingerprint": current.store.fingerprint,
+                    "created": current.store.manifest.get("created"),
+                    "users": current.store.size("user"),
+                    "items": current.store.size("item"),
+                },
+                "refused": {str(version): reason for version, (_, reason) in live.refused.items()},
+            }
+        )
 
     @app.get("/metrics", response_class=Response, summary="Metrics for Prometheus")
     async def report() -> Response:
@@ -239,8 +259,10 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Answer:
         refusal = RequestError(
-            error.status_code, f"{error.detail}: {request.method} {request.url.path}.",
-            where=request.url.path, expected="a path of /docs, such as POST /v1/rank",
+            error.status_code,
+            f"{error.detail}: {request.method} {request.url.path}.",
+            where=request.url.path,
+            expected="a path of /docs, such as POST /v1/rank",
             found=f"{request.method} {request.url.path}",
         )
         return Answer(refusal.body(), error.status_code, dict(error.headers or {}))
@@ -255,9 +277,18 @@ def _openapi(app: FastAPI, contract: Contract, version: int) -> dict[str, Any]:
     """The OpenAPI document of the version that serves; its requests come from its spec."""
     schema = get_openapi(title=app.title, version=str(version), routes=app.routes)
     request = contract.request_schema("#/components/schemas/{model}")
-    error = {"type": "object", "properties": {"error": {"type": "object", "properties": {
-        name: {"type": "string"} for name in ("message", "expected", "found", "where", "fix")
-    }}}}
+    error = {
+        "type": "object",
+        "properties": {
+            "error": {
+                "type": "object",
+                "properties": {
+                    name: {"type": "string"}
+                    for name in ("message", "expected", "found", "where", "fix")
+                },
+            }
+        },
+    }
     parts = schema.setdefault("components", {}).setdefault("schemas", {})
     parts |= request.pop("$defs", {})
     parts |= {"RankRequest": request, "RankAnswer": contract.answer_schema(), "Error": error}
@@ -269,10 +300,15 @@ def _openapi(app: FastAPI, contract: Contract, version: int) -> dict[str, Any]:
     operation["requestBody"] = {"required": True, "content": content("RankRequest")}
     operation["responses"] = {
         "200": {"description": "Ranked items", "content": content("RankAnswer")},
-        **{status: {"description": text, "content": content("Error")} for status, text in (
-            ("400", "The body is no JSON"), ("413", "The body is too long"),
-            ("422", "The request breaks the contract"), ("503", "Busy: try again"),
-            ("504", "Not ready within the deadline"),
-        )},
+        **{
+            status: {"description": text, "content": content("Error")}
+            for status, text in (
+                ("400", "The body is no JSON"),
+                ("413", "The body is too long"),
+                ("422", "The request breaks the contract"),
+                ("503", "Busy: try again"),
+                ("504", "Not ready within the deadline"),
+            )
+        },
     }
     return schema

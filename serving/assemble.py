@@ -61,8 +61,13 @@ class Assembler:
         self._fill_counters(columns, request)
         return Assembled(columns, bool(users.known[0]), items.known)
 
-    def _fill_ids(self, columns: dict[str, np.ndarray], request: RankRequest, user_known: bool,
-                  known: np.ndarray) -> None:
+    def _fill_ids(
+        self,
+        columns: dict[str, np.ndarray],
+        request: RankRequest,
+        user_known: bool,
+        known: np.ndarray,
+    ) -> None:
         if not user_known and request.user_key:
             for name in self._ids["user"]:
                 if name not in request.user:

@@ -30,17 +30,31 @@ def rank(request: dict[str, Any], url: str = DEFAULT_URL, timeout: float = 30.0)
     try:
         answer = httpx.post(target, json=request, timeout=timeout)
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-        raise UserError("This is no URL of a service.", where=url, expected=f"as {DEFAULT_URL}",
-                        found=str(error)) from None
+        raise UserError(
+            "This is no URL of a service.",
+            where=url,
+            expected=f"as {DEFAULT_URL}",
+            found=str(error),
+        ) from None
     except httpx.TimeoutException:
-        raise UserError("The service did not answer in time.", where=target,
-                        expected=f"an answer within {timeout:g} s") from None
+        raise UserError(
+            "The service did not answer in time.",
+            where=target,
+            expected=f"an answer within {timeout:g} s",
+        ) from None
     except httpx.TransportError as error:
-        raise UserError("The service cannot be reached.", where=target, found=str(error),
-                        fix="Start it with: recsys serve MODELS --features FEATURES") from None
+        raise UserError(
+            "The service cannot be reached.",
+            where=target,
+            found=str(error),
+            fix="Start it with: recsys serve MODELS --features FEATURES",
+        ) from None
     except ValueError as error:
-        raise UserError("The request cannot be written as JSON.", found=str(error),
-                        fix="Write null where a value is missing.") from None
+        raise UserError(
+            "The request cannot be written as JSON.",
+            found=str(error),
+            fix="Write null where a value is missing.",
+        ) from None
     try:
         body = answer.json()
     except ValueError:
@@ -49,12 +63,16 @@ def rank(request: dict[str, Any], url: str = DEFAULT_URL, timeout: float = 30.0)
         return body
     error_body = body.get("error") if isinstance(body, dict) else None
     if isinstance(error_body, dict) and error_body.get("message"):
-        fields = {name: str(error_body.get(name) or "")
-                  for name in ("expected", "found", "where", "fix")}
+        fields = {
+            name: str(error_body.get(name) or "") for name in ("expected", "found", "where", "fix")
+        }
         raise UserError(f"{error_body['message']} (HTTP {answer.status_code})", **fields)  # type: ignore[arg-type]
-    raise UserError("What answered is no rank service.", where=target,
-                    expected="an answer of recsys serve",
-                    found=f"HTTP {answer.status_code} {answer.text[:80]}")
+    raise UserError(
+        "What answered is no rank service.",
+        where=target,
+        expected="an answer of recsys serve",
+        found=f"HTTP {answer.status_code} {answer.text[:80]}",
+    )
 
 
 def table(answer: dict[str, Any]) -> Table:
@@ -62,8 +80,10 @@ def table(answer: dict[str, Any]) -> Table:
     items = answer["items"]
     names = list(items[0]["probabilities"]) if items else []
     known = "known" if answer["user"]["known"] else "unknown"
-    caption = (f"model version {answer['model_version']}, {known} user, "
-               f"{answer['unknown_items']} unknown items, {answer['took_ms']:.1f} ms")
+    caption = (
+        f"model version {answer['model_version']}, {known} user, "
+        f"{answer['unknown_items']} unknown items, {answer['took_ms']:.1f} ms"
+    )
     result = Table(caption=caption)
     result.add_column("rank", justify="right")
     result.add_column("item")

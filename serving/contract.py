@@ -154,10 +154,17 @@ class Contract:
             raise RequestError.of(self._faults(error)) from None
         user, context = request.user, request.context
         if user.id is None and user.features is None:
-            raise RequestError.of([BodyFault(
-                "user", "The user is not given.", "an `id`, `features`, or both", "neither",
-                'For a user of whom nothing is known send {"features": {}}.',
-            )])
+            raise RequestError.of(
+                [
+                    BodyFault(
+                        "user",
+                        "The user is not given.",
+                        "an `id`, `features`, or both",
+                        "neither",
+                        'For a user of whom nothing is known send {"features": {}}.',
+                    )
+                ]
+            )
         faults: list[BodyFault] = []
         ids, keys, features, duplicates = _distinct(request.candidates)
         parsed = RankRequest(
@@ -179,16 +186,29 @@ class Contract:
             return
         most = self.spec.serve.max_candidates
         if not candidates:
-            raise RequestError.of([BodyFault(
-                "candidates", "There are no candidates to rank.", f"1 to {most} candidates", "0",
-                "Send the items to rank in `candidates`.",
-            )])
+            raise RequestError.of(
+                [
+                    BodyFault(
+                        "candidates",
+                        "There are no candidates to rank.",
+                        f"1 to {most} candidates",
+                        "0",
+                        "Send the items to rank in `candidates`.",
+                    )
+                ]
+            )
         if len(candidates) > most:
-            raise RequestError.of([BodyFault(
-                "candidates", "There are too many candidates in one request.",
-                f"at most {most} (serve.max_candidates)", f"{len(candidates)}",
-                "Rank fewer at once, or raise serve.max_candidates in the spec and publish.",
-            )])
+            raise RequestError.of(
+                [
+                    BodyFault(
+                        "candidates",
+                        "There are too many candidates in one request.",
+                        f"at most {most} (serve.max_candidates)",
+                        f"{len(candidates)}",
+                        "Rank fewer at once, or raise serve.max_candidates and publish.",
+                    )
+                ]
+            )
 
     def _one(
         self, given: dict[str, Any], owner: str, where: str, faults: list[BodyFault]
@@ -202,8 +222,9 @@ class Contract:
             result[name] = values[0]
         return result
 
-    def _items(self, features: dict[int, tuple[int, dict[str, Any]]],
-               faults: list[BodyFault]) -> Given:
+    def _items(
+        self, features: dict[int, tuple[int, dict[str, Any]]], faults: list[BodyFault]
+    ) -> Given:
         places: defaultdict[str, list[int]] = defaultdict(list)
         for position, (_, given) in features.items():
             for name in given:
@@ -226,8 +247,9 @@ class Contract:
             expected = "a text or number, a list of these, or null for a missing one"
         else:
             expected = "a text or number, or null for a missing one"
-        return BodyFault(where, f"The value of `{column.name}` does not fit.", expected,
-                         _shown(value))
+        return BodyFault(
+            where, f"The value of `{column.name}` does not fit.", expected, _shown(value)
+        )
 
     # ----------------------------------------------------------------------- faults
 
@@ -242,9 +264,14 @@ class Contract:
                 faults.append(BodyFault(where, f"`{where}` is missing.", f"`{where}`", "nothing"))
             elif kind in ("model_type", "model_attributes_type"):
                 place = where or "the body"
-                faults.append(BodyFault(
-                    where, f"`{place}` is no JSON object." if where else
-                    "The body is no JSON object.", "a JSON object", found))
+                faults.append(
+                    BodyFault(
+                        where,
+                        f"`{place}` is no JSON object." if where else "The body is no JSON object.",
+                        "a JSON object",
+                        found,
+                    )
+                )
             else:
                 message, expected = _WORDS.get(kind, (item["msg"], ""))
                 faults.append(BodyFault(where, message, expected, found))
@@ -271,8 +298,9 @@ class Contract:
             fix = f"Did you mean `{near[0]}`?"
         else:
             fix = "Leave it out, or declare it in the spec."
-        return BodyFault(where, f"`{key}` is unknown here.", "one of " + ", ".join(allowed), key,
-                         fix)
+        return BodyFault(
+            where, f"`{key}` is unknown here.", "one of " + ", ".join(allowed), key, fix
+        )
 
     # ---------------------------------------------------------------------- OpenAPI
 
@@ -296,22 +324,27 @@ class Contract:
             "probabilities": _object({name: number for name in self.outputs}),
             "known": {**flag, "description": "false: ranked by defaults and inline features"},
         }
-        return _object({
-            "model_version": whole,
-            "user": _object({"known": flag}),
-            "items": {"type": "array", "items": _object(item)},
-            "unknown_items": {**whole, "description": "candidates that the item table lacks"},
-            "duplicates": {**whole, "description": "repeated candidates that were left out"},
-            "took_ms": number,
-        })
+        return _object(
+            {
+                "model_version": whole,
+                "user": _object({"known": flag}),
+                "items": {"type": "array", "items": _object(item)},
+                "unknown_items": {**whole, "description": "candidates that the item table lacks"},
+                "duplicates": {**whole, "description": "repeated candidates that were left out"},
+                "took_ms": number,
+            }
+        )
 
     def example(self) -> dict[str, Any]:
         """A request of this contract, with placeholders for values."""
 
         def values(owner: str) -> dict[str, Any]:
             hidden = () if owner == "context" else id_columns(self.spec, owner)
-            return {name: 1.5 if column.dtype == "float32" else "a"
-                    for name, column in self.by_owner[owner].items() if name not in hidden}
+            return {
+                name: 1.5 if column.dtype == "float32" else "a"
+                for name, column in self.by_owner[owner].items()
+                if name not in hidden
+            }
 
         return {
             "user": {"id": "u1"},

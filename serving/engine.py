@@ -58,12 +58,25 @@ def serve(
     if engine == "ray":
         from serving.ray_engine import serve_on_ray
 
-        serve_on_ray(models, features, host, port, ready, poll_seconds=poll_seconds,
-                     threads=threads, replicas=replicas, ray_address=ray_address)
+        serve_on_ray(
+            models,
+            features,
+            host,
+            port,
+            ready,
+            poll_seconds=poll_seconds,
+            threads=threads,
+            replicas=replicas,
+            ray_address=ray_address,
+        )
         return
     if engine != "local":
-        raise UserError("There is no such engine.", expected="local or ray", found=str(engine),
-                        exit_code=EXIT_WRONG_USE)
+        raise UserError(
+            "There is no such engine.",
+            expected="local or ray",
+            found=str(engine),
+            exit_code=EXIT_WRONG_USE,
+        )
     listener = listen(host, port)
     try:
         app = create_app(models, features, poll_seconds=poll_seconds, threads=threads)
@@ -81,10 +94,16 @@ class Server(uvicorn.Server):
     """Uvicorn, which says when it answers."""
 
     def __init__(self, app: Any, ready: Callable[[str], None], url: str) -> None:
-        super().__init__(uvicorn.Config(
-            app, log_level="warning", access_log=False, server_header=False,
-            timeout_graceful_shutdown=GRACE_SECONDS, timeout_keep_alive=30,
-        ))
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=GRACE_SECONDS,
+                timeout_keep_alive=30,
+            )
+        )
         self._ready = ready
         self._url = url
 
@@ -104,8 +123,9 @@ class Server(uvicorn.Server):
 
 
 @contextmanager
-def running(models: str | Path, features: str | Path, host: str = "127.0.0.1", port: int = 0,
-            **options: Any) -> Iterator[str]:
+def running(
+    models: str | Path, features: str | Path, host: str = "127.0.0.1", port: int = 0, **options: Any
+) -> Iterator[str]:
     """The local engine in a thread of this process, as a context: gives the URL.
 
     Args:
@@ -130,8 +150,11 @@ def running(models: str | Path, features: str | Path, host: str = "127.0.0.1", p
         try:
             while not up.wait(0.05):
                 if not thread.is_alive():
-                    raise UserError("The service did not start.", where=url_of(host, listener),
-                                    fix="See the log above.")
+                    raise UserError(
+                        "The service did not start.",
+                        where=url_of(host, listener),
+                        fix="See the log above.",
+                    )
             yield url_of(host, listener)
         finally:
             server.should_exit = True
@@ -160,7 +183,8 @@ def listen(host: str, port: int) -> socket.socket:
             where=f"{host}:{port}",
             found=str(error),
             fix="Stop what uses it, or take another with --port (0 finds a free one)."
-            if in_use else "Check --host and --port.",
+            if in_use
+            else "Check --host and --port.",
         ) from None
     return listener
 

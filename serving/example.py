@@ -36,11 +36,16 @@ def example_request(
     items = store.keys("item", min(n, spec.serve.max_candidates))
     users = store.keys("user", 1)
     if not items or not (user or users):
-        raise UserError("The feature tables are empty.", where=str(Path(features) / "tables"),
-                        fix="Build them again with: recsys features SPEC --input IN "
-                        "--output FEATURES")
-    context = [c for c in (*raw_columns(spec), *context_only(spec))
-               if c.owner == "context" and not c.computed]
+        raise UserError(
+            "The feature tables are empty.",
+            where=str(Path(features) / "tables"),
+            fix="Build them again with: recsys features SPEC --input IN --output FEATURES",
+        )
+    context = [
+        c
+        for c in (*raw_columns(spec), *context_only(spec))
+        if c.owner == "context" and not c.computed
+    ]
     typical = _typical(Path(features))
     return {
         "user": {"id": user or users[0]},

@@ -74,8 +74,9 @@ class Live:
         UserError: There is no version that can serve, or the tables are of other features.
     """
 
-    def __init__(self, models: str | Path, features: str | Path, metrics: Metrics,
-                 poll_seconds: float = 2.0) -> None:
+    def __init__(
+        self, models: str | Path, features: str | Path, metrics: Metrics, poll_seconds: float = 2.0
+    ) -> None:
         self.models, self.features = Path(models), Path(features)
         self.metrics = metrics
         self.poll_seconds = poll_seconds
@@ -120,15 +121,18 @@ class Live:
                 self.poll()
             except Exception:
                 # The watcher must outlive whatever a half-copied folder throws at it.
-                log.exception("looking for new versions failed; version %d goes on",
-                              self.current.version)
+                log.exception(
+                    "looking for new versions failed; version %d goes on", self.current.version
+                )
                 self.metrics.poll_failures.inc()
 
     def _take_up(self) -> None:
         while True:
             current = self._current
-            stores = {store.fingerprint: store for store in
-                      ((current.store,) if current else ()) + (self._latest,)}
+            stores = {
+                store.fingerprint: store
+                for store in ((current.store,) if current else ()) + (self._latest,)
+            }
             found = scan(self.models)
             marks = {each.version: each.mark for each in found}
             *refusals, last = decide(
@@ -155,14 +159,18 @@ class Live:
         scorer = Scorer(self.models / str(version), spec)
         contract = Contract(spec)
         before = self._current
-        self._current = Serving(version, stamp, manifest, contract, store, scorer,
-                                Assembler(contract, store))
+        self._current = Serving(
+            version, stamp, manifest, contract, store, scorer, Assembler(contract, store)
+        )
         self.refused.pop(version, None)
         self.metrics.model_version.set(version)
         self.metrics.swaps.inc()
-        log.info("version %d serves%s; loaded and warmed in %.2f s", version,
-                 f" in place of {before.version}" if before else "",
-                 time.perf_counter() - started)
+        log.info(
+            "version %d serves%s; loaded and warmed in %.2f s",
+            version,
+            f" in place of {before.version}" if before else "",
+            time.perf_counter() - started,
+        )
 
     def _refuse(self, refusal: Refuse, stamp: Mark) -> None:
         self.refused[refusal.version] = (stamp, refusal.reason)
@@ -187,17 +195,27 @@ class Live:
         self.refused.clear()
         current = self.current
         if store.fingerprint != current.store.fingerprint:
-            log.warning("the feature tables are now of features %s; version %d goes on with the "
-                        "tables of %s until a version of the new features is published",
-                        store.fingerprint, current.version, current.store.fingerprint)
+            log.warning(
+                "the feature tables are now of features %s; version %d goes on with the "
+                "tables of %s until a version of the new features is published",
+                store.fingerprint,
+                current.version,
+                current.store.fingerprint,
+            )
             return
         self._current = Serving(
-            current.version, current.mark, current.manifest, current.contract, store,
-            current.scorer, Assembler(current.contract, store),
+            current.version,
+            current.mark,
+            current.manifest,
+            current.contract,
+            store,
+            current.scorer,
+            Assembler(current.contract, store),
         )
         self.metrics.table_reloads.inc()
-        log.info("new feature tables serve: %d users, %d items", store.size("user"),
-                 store.size("item"))
+        log.info(
+            "new feature tables serve: %d users, %d items", store.size("user"), store.size("item")
+        )
 
     def _nothing(self) -> UserError:
         if not self.models.is_dir():
@@ -211,10 +229,12 @@ class Live:
         return UserError(
             "There is no model version that can serve.",
             where=str(self.models),
-            expected=f"a version built from features {self._latest.fingerprint}"
-            f" ({self.features})" if mismatch else "at least one whole version",
+            expected=f"a version built from features {self._latest.fingerprint} ({self.features})"
+            if mismatch
+            else "at least one whole version",
             found=found,
             fix="Build the features of the model's spec again with: recsys features SPEC "
             "--input IN --output FEATURES, or publish a model of these features."
-            if mismatch else "Publish one with: recsys publish RUN --models MODELS",
+            if mismatch
+            else "Publish one with: recsys publish RUN --models MODELS",
         )

@@ -18,16 +18,21 @@ class Metrics:
             "recsys_requests", "Rank requests by HTTP status.", ["status"], registry=add
         )
         self.seconds = Histogram(
-            "recsys_request_seconds", "Time from the first byte of a rank request to its answer.",
-            buckets=_SECONDS, registry=add,
+            "recsys_request_seconds",
+            "Time from the first byte of a rank request to its answer.",
+            buckets=_SECONDS,
+            registry=add,
         )
         self.candidates = Histogram(
-            "recsys_candidates", "Candidates of answered requests.", buckets=_CANDIDATES,
+            "recsys_candidates",
+            "Candidates of answered requests.",
+            buckets=_CANDIDATES,
             registry=add,
         )
         self.running = Gauge("recsys_running", "Rank requests at work or in line.", registry=add)
         self.unknown_users = Counter(
-            "recsys_unknown_users", "Answered requests of users that the table lacks.",
+            "recsys_unknown_users",
+            "Answered requests of users that the table lacks.",
             registry=add,
         )
         self.unknown_items = Counter(

@@ -90,17 +90,22 @@ def serve_on_ray(
             **({} if ray_address else {"num_cpus": max(2, os.cpu_count() or 2)}),
         )
         _stop_by_signal(stop)  # ray.init has put a handler of its own in place
-        serve.start(http_options={"host": host, "port": port},
-                    logging_config={"log_level": "WARNING", "enable_access_log": False})
+        serve.start(
+            http_options={"host": host, "port": port},
+            logging_config={"log_level": "WARNING", "enable_access_log": False},
+        )
         application = deployment(models, features, poll_seconds, threads, replicas).bind()
         serve.run(application, name=APPLICATION, route_prefix="/")
         ready(url)
         stop.wait()
     except (ray.exceptions.RayError, RuntimeError, ConnectionError, TimeoutError) as error:
-        raise UserError("Ray Serve could not start the service.", where=url,
-                        found=str(error).strip().splitlines()[-1],
-                        fix="See the replica's log below /tmp/ray/session_latest/logs/serve, or "
-                        "use --engine local.") from error
+        raise UserError(
+            "Ray Serve could not start the service.",
+            where=url,
+            found=str(error).strip().splitlines()[-1],
+            fix="See the replica's log below /tmp/ray/session_latest/logs/serve, or "
+            "use --engine local.",
+        ) from error
     finally:
         if ray.is_initialized():
             serve.shutdown()
@@ -117,8 +122,9 @@ def _stop_by_signal(stop: threading.Event) -> None:
         signal.signal(each, lambda *_: stop.set())
 
 
-def deployment(models: Path, features: Path, poll_seconds: float, threads: int | None,
-               replicas: int) -> Any:
+def deployment(
+    models: Path, features: Path, poll_seconds: float, threads: int | None, replicas: int
+) -> Any:
     """The application as a Ray Serve deployment."""
     from ray import serve
 

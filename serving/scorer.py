@@ -41,8 +41,10 @@ def _packs(columns: Sequence[RawColumn], inputs: set[str]) -> tuple[_Pack, ...]:
     for rank in (2, 1):
         for dtype in ("string", "float32"):
             names = tuple(
-                column.name for column in columns
-                if column.name in inputs and column.dtype == dtype
+                column.name
+                for column in columns
+                if column.name in inputs
+                and column.dtype == dtype
                 and (column.owner == "item" or column.computed == "counter") == (rank == 2)
             )
             packs.append(_Pack(names, dtype, rank))
@@ -83,12 +85,15 @@ class Scorer:
 
     def _check_inputs(self) -> set[str]:
         wanted = {column.name: column.dtype for column in self.columns}
-        inputs = {name: tensor.dtype for name, tensor in
-                  self._call.structured_input_signature[1].items()}
+        inputs = {
+            name: tensor.dtype for name, tensor in self._call.structured_input_signature[1].items()
+        }
         for name, dtype in inputs.items():
             if wanted.get(name) != dtype.name:
-                raise self._damaged(f"an input {name} of {dtype.name} in serving_default, where "
-                                    f"the spec has {wanted.get(name, 'none')}")
+                raise self._damaged(
+                    f"an input {name} of {dtype.name} in serving_default, where "
+                    f"the spec has {wanted.get(name, 'none')}"
+                )
         lacking = {*self.outputs, SCORE} - set(self._call.structured_outputs)
         if lacking:
             raise self._damaged(f"no output {', '.join(sorted(lacking))} in serving_default")
@@ -98,8 +103,10 @@ class Scorer:
         """The signature behind four tensors: handing tensors over costs more than most ops."""
         tf, packs, call = self._tf, self._packs, self._call
 
-        @tf.function(autograph=False, input_signature=[
-            tf.TensorSpec([None] * pack.rank, pack.dtype) for pack in packs])
+        @tf.function(
+            autograph=False,
+            input_signature=[tf.TensorSpec([None] * pack.rank, pack.dtype) for pack in packs],
+        )
         def packed(*tensors: Any) -> Any:
             rows = tf.shape(tensors[0])[0]
             inputs = {}
@@ -133,28 +140,32 @@ class Scorer:
         taken.
         """
         rows = len(columns[self.columns[0].name])
-        answer = self._packed(*(
-            self._tf.constant(pack.of(columns, rows), pack.dtype) for pack in self._packs
-        )).numpy()
+        answer = self._packed(
+            *(self._tf.constant(pack.of(columns, rows), pack.dtype) for pack in self._packs)
+        ).numpy()
         return dict(zip((*self.outputs, SCORE), answer, strict=True))
 
     def warm_up(self, sizes: Sequence[int]) -> None:
         """Run the graph once a size, so that no request pays for the first run."""
         for size in sizes:
             columns = {
-                column.name: np.full(size, column.default,
-                                     object if column.dtype == "string" else np.float32)
+                column.name: np.full(
+                    size, column.default, object if column.dtype == "string" else np.float32
+                )
                 for column in self.columns
             }
             try:
                 answer = self.score(columns)
             except Exception as error:  # as above
                 raise self._damaged(
-                    f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+                    f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                ) from error
             for name, values in answer.items():
                 if values.shape != (size,) or not np.isfinite(values).all():
-                    raise self._damaged(f"{name} = {values[:3]} of shape {values.shape} for a "
-                                        f"row of missing values, {size} times")
+                    raise self._damaged(
+                        f"{name} = {values[:3]} of shape {values.shape} for a "
+                        f"row of missing values, {size} times"
+                    )
 
 
 def top(scores: np.ndarray, count: int | None) -> np.ndarray:

@@ -140,8 +140,10 @@ class LocalStore:
         table = read_table(path)
         facts = (self.manifest.get("counters") or {}).get(name) or {}
         _require(table, [*encode.by, VALUE], path)
-        keys = [_canonical(table, column, RawColumn(column, "string", "item"), path).to_pylist()
-                for column in encode.by]
+        keys = [
+            _canonical(table, column, RawColumn(column, "string", "item"), path).to_pylist()
+            for column in encode.by
+        ]
         values = _canonical(table, VALUE, RawColumn(VALUE, "float32", "item"), path).to_pylist()
         default = facts.get("default")
         return _Counter(
@@ -179,15 +181,20 @@ def read_table(path: Path) -> pa.Table:
 def _load_table(path: Path, owner: str, spec: Spec) -> _Table:
     table = read_table(path)
     # A counter is looked up by its own table, once the columns that it counts by are known.
-    columns = [column for column in raw_columns(spec)
-               if column.owner == owner and column.computed != "counter"]
+    columns = [
+        column
+        for column in raw_columns(spec)
+        if column.owner == owner and column.computed != "counter"
+    ]
     _require(table, [KEY, *(column.name for column in columns)], path)
     keys = _canonical(table, KEY, RawColumn(KEY, "string", "item"), path).to_pylist()
     rows = {key: row for row, key in enumerate(keys) if key}
     return _Table(
         rows,
-        {column.name: _Column.of(_canonical(table, column.name, column, path), column)
-         for column in columns},
+        {
+            column.name: _Column.of(_canonical(table, column.name, column, path), column)
+            for column in columns
+        },
     )
 
 

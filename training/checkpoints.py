@@ -114,8 +114,10 @@ class Store:
                 _say(warn, f"checkpoint {name} is damaged and is passed over: {error}")
         if names:
             raise UserError(
-                "Every checkpoint of this run is damaged.", where=str(self.folder),
-                expected="a whole checkpoint", found=", ".join(names),
+                "Every checkpoint of this run is damaged.",
+                where=str(self.folder),
+                expected="a whole checkpoint",
+                found=", ".join(names),
                 fix="Remove the folder, and train from the start.",
             )
         return Position()
@@ -144,11 +146,10 @@ class Store:
             status.assert_existing_objects_matched()
             # Optimizer slots may be made later, or never, where the model is only exported.
             status.expect_partial()
-        except (
-            tf.errors.OpError, AssertionError, IndexError, RuntimeError, ValueError
-        ) as error:
+        except (tf.errors.OpError, AssertionError, IndexError, RuntimeError, ValueError) as error:
             raise UserError(
-                "A checkpoint cannot be read into this model.", where=str(path),
+                "A checkpoint cannot be read into this model.",
+                where=str(path),
                 found=str(error).strip().splitlines()[0],
             ) from error
 

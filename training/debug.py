@@ -50,7 +50,8 @@ def watched_layers(model: Any, shapes: Path | None = None) -> Iterator[None]:
                 ):
                     raise NotFiniteError(
                         f"Layer `{_path(layer)}` gave a value that is not finite.",
-                        where=line, expected="finite values",
+                        where=line,
+                        expected="finite values",
                         found=f"{int(np.sum(~np.isfinite(value.numpy().astype(np.float32))))} "
                         "values that are NaN or infinite",
                     )

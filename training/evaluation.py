@@ -71,7 +71,10 @@ def check_features(spec: Spec, folder: Path) -> dict[str, Any]:
     """
     manifest = read_manifest(folder, "features")
     require_fingerprint(
-        manifest, "features", fingerprints(spec)["features"], where=folder,
+        manifest,
+        "features",
+        fingerprints(spec)["features"],
+        where=folder,
         fix="Build the features again: recsys features SPEC --input IN --output FEATURES",
     )
     return manifest
@@ -87,7 +90,10 @@ def _champion_metrics(champion: Path, spec: Spec, features: Path, split: str) ->
     manifest = read_manifest(champion, "model" if version else "run")
     theirs = load(champion / "spec.yaml")
     require_fingerprint(
-        manifest, "features", fingerprints(spec)["features"], where=champion,
+        manifest,
+        "features",
+        fingerprints(spec)["features"],
+        where=champion,
         fix="A champion of another feature spec reads other examples: compare the two by "
         "their own metrics.json.",
     )
@@ -143,9 +149,11 @@ def load_numeric(export: Path) -> Any:
         signature = model.signatures["numeric"]
     except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
         raise UserError(
-            "An exported model cannot be loaded.", where=str(export),
+            "An exported model cannot be loaded.",
+            where=str(export),
             expected="a SavedModel with the signature `numeric`",
-            found=str(error).strip().splitlines()[0], fix="Train again.",
+            found=str(error).strip().splitlines()[0],
+            fix="Train again.",
         ) from error
     # The signature holds no reference to the model, which owns its variables.
     signature.owner = model
@@ -163,13 +171,16 @@ def _predict(
     labels = [label_column(task.name) for task in spec.tasks]
     slices = [slice_column(name) for name in spec.evaluate.slices]
     where = f"examples/{split}"
-    parts: dict[str, list[Any]] = {name: [] for name in
-                                   (*output_names(spec), "labels", "users", *slices)}
+    parts: dict[str, list[Any]] = {
+        name: [] for name in (*output_names(spec), "labels", "users", *slices)
+    }
     for _, table in read_columns(examples, [*inputs, *labels, USER_KEY, *slices]):
         columns = {name: to_numpy(table, name, where) for name in inputs}
         for start in range(0, len(table), SCORE_BATCH):
-            batch = {name: tf.constant(column[start : start + SCORE_BATCH])
-                     for name, column in columns.items()}
+            batch = {
+                name: tf.constant(column[start : start + SCORE_BATCH])
+                for name, column in columns.items()
+            }
             answers = signature(**batch)
             for name in output_names(spec):
                 parts[name].append(answers[name].numpy())
@@ -180,7 +191,8 @@ def _predict(
     if not parts["labels"]:
         raise UserError(
             "The split has no rows, so there is nothing to evaluate.",
-            where=f"{features}/examples/{split}", fix="Change data.split in the spec.",
+            where=f"{features}/examples/{split}",
+            fix="Change data.split in the spec.",
         )
     joined = {name: np.concatenate(values) for name, values in parts.items()}
     found = {name: joined[name] for name in output_names(spec)}

@@ -37,9 +37,7 @@ class Reject:
 Decision = Promote | Reject
 
 
-def decide(
-    metrics: Mapping[str, Any], champion: Mapping[str, Any] | None, spec: Spec
-) -> Decision:
+def decide(metrics: Mapping[str, Any], champion: Mapping[str, Any] | None, spec: Spec) -> Decision:
     """Judge a challenger by its metrics, and the champion's on the same rows.
 
     Every task's own output is judged: AUC at least `gate.min_auc`, ECE at most

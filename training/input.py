@@ -74,30 +74,43 @@ def open_split(spec: Spec, features: str | Path, name: str) -> Split:
         files.append((path, rows))
     if not files:
         raise UserError(
-            "There are no examples of this split.", where=str(folder),
-            expected="part-*.parquet", found="no such file", fix=_REBUILD,
+            "There are no examples of this split.",
+            where=str(folder),
+            expected="part-*.parquet",
+            found="no such file",
+            fix=_REBUILD,
         )
     return Split(name, tuple(files), has_request)
 
 
 def _check_columns(spec: Spec, path: Path, schema: pa.Schema) -> None:
     expected: dict[str, tuple[str, int]] = {
-        item.name: ("integer" if item.kind in ("id", "ids") else "float",
-                    item.length if item.kind in ("ids", "numbers") else 0)
+        item.name: (
+            "integer" if item.kind in ("id", "ids") else "float",
+            item.length if item.kind in ("ids", "numbers") else 0,
+        )
         for item in model_inputs(spec)
     }
     expected |= {label_column(task.name): ("float", 0) for task in spec.tasks}
-    expected |= {name: ("string", 0) for name in
-                 (USER_KEY, *map(slice_column, spec.evaluate.slices))}
+    expected |= {
+        name: ("string", 0) for name in (USER_KEY, *map(slice_column, spec.evaluate.slices))
+    }
     missing = [name for name in expected if name not in schema.names]
     if missing:
         raise UserError(
-            "An examples file lacks columns of the spec.", where=str(path),
-            expected=", ".join(missing), found=", ".join(schema.names), fix=_REBUILD,
+            "An examples file lacks columns of the spec.",
+            where=str(path),
+            expected=", ".join(missing),
+            found=", ".join(schema.names),
+            fix=_REBUILD,
         )
-    tests = {"integer": pa.types.is_integer, "float": pa.types.is_floating,
-             "string": lambda t: pa.types.is_string(t) or pa.types.is_large_string(t)
-             or pa.types.is_dictionary(t)}
+    tests = {
+        "integer": pa.types.is_integer,
+        "float": pa.types.is_floating,
+        "string": lambda t: (
+            pa.types.is_string(t) or pa.types.is_large_string(t) or pa.types.is_dictionary(t)
+        ),
+    }
     for name, (kind, length) in expected.items():
         found = schema.field(name).type
         inner = found
@@ -107,7 +120,9 @@ def _check_columns(spec: Spec, path: Path, schema: pa.Schema) -> None:
         if not tests[kind](inner):
             raise UserError(
                 f"Column `{name}` of an examples file has another type than the spec says.",
-                where=str(path), found=str(found), fix=_REBUILD,
+                where=str(path),
+                found=str(found),
+                fix=_REBUILD,
                 expected=f"fixed_size_list of {length} {kind}" if length else kind,
             )
 
@@ -124,8 +139,11 @@ class _reading:  # noqa: N801  (a context manager that reads as a verb)
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, pa.ArrowException | OSError):
             raise UserError(
-                "An examples file is damaged.", where=str(self._path),
-                expected="a Parquet file", found=str(error).splitlines()[0], fix=_REBUILD,
+                "An examples file is damaged.",
+                where=str(self._path),
+                expected="a Parquet file",
+                found=str(error).splitlines()[0],
+                fix=_REBUILD,
             ) from error
 
 
@@ -164,8 +182,11 @@ def to_numpy(table: pa.Table, name: str, where: str = "") -> NDArray[Any]:
     values = column.flatten() if length else column
     if column.null_count or values.null_count:
         raise UserError(
-            f"Column `{name}` of the examples holds nulls.", where=where,
-            expected="a value in every row", found=f"{column.null_count} nulls", fix=_REBUILD,
+            f"Column `{name}` of the examples holds nulls.",
+            where=where,
+            expected="a value in every row",
+            found=f"{column.null_count} nulls",
+            fix=_REBUILD,
         )
     array = values.to_numpy(zero_copy_only=False)
     return array.reshape(-1, length) if length else array
@@ -199,8 +220,9 @@ class Rows:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays by name, as a batch has them."""
-        return {name: getattr(self, name) for name in
-                ("ids", "numbers", "labels", "groups", "weights")}
+        return {
+            name: getattr(self, name) for name in ("ids", "numbers", "labels", "groups", "weights")
+        }
 
 
 def load_rows(
@@ -281,9 +303,7 @@ def kept_rows(spec: Spec, split: Split) -> NDArray[np.int64] | None:
         np.any([to_numpy(table, name) > 0 for name in labels], axis=0)
         for _, table in read_columns(split, labels)
     ]
-    return thin_negatives(
-        np.concatenate(positive), spec.train.negative_sampling, spec.train.seed
-    )
+    return thin_negatives(np.concatenate(positive), spec.train.negative_sampling, spec.train.seed)
 
 
 def chunks(
@@ -313,7 +333,10 @@ def chunks(
     bounds = [plan.bounds(shard) for shard in plan.shards_of(worker)]
     orders = [
         ShardOrder(
-            high - low, seed=seed, epoch=epoch, shard=shard,
+            high - low,
+            seed=seed,
+            epoch=epoch,
+            shard=shard,
             groups=rows.groups[low - offset : high - offset] if grouped else None,
         )
         for shard, (low, high) in zip(plan.shards_of(worker), bounds, strict=True)
@@ -348,9 +371,7 @@ def dataset(rows: Rows, plan: Plan, worker: int, **options: Any) -> Any:
         lambda: chunks(rows, plan, worker, **options), output_signature=signature
     )
     settings = tf.data.Options()
-    settings.experimental_distribute.auto_shard_policy = (
-        tf.data.experimental.AutoShardPolicy.OFF
-    )
+    settings.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     settings.autotune.enabled = False
     settings.deterministic = True
     return (

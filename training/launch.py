@@ -9,18 +9,22 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from recsys.artifacts import read_json, write_json
 from recsys.errors import UserError
 from training.loop import CHECKPOINTS, Job, StoppedError, fit
-from training.progress import FOLDER, Progress, ProgressFile, relayed
+from training.progress import FOLDER, Progress, ProgressFile, Relay
 
 MAX_FAILURES = 3
 """Times that a group of workers is started anew after one of them was lost."""
 
+_LOG = logging.getLogger(__name__)
+_START_ATTEMPTS = 3
+_LOOK_S = 0.3
 _FAULT = "fault-{}.json"
 _QUIET = {
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -90,14 +94,35 @@ def fit_on_ray(
             ),
         )
         try:
-            with relayed(job.run, progress):
-                trainer.fit()
+            _attend(trainer.fit, Relay(job.run, progress))
         except TrainingFailedError as error:
             fault = _read_fault(job.run)
             raise fault or _lost(job, error) from error
     fault = _read_fault(job.run)
     if fault is not None:
         raise fault
+
+
+def _attend(work: Callable[[], Any], relay: Relay) -> None:
+    """Do the work in a thread while this one relays progress and can be interrupted.
+
+    In the main thread, Ray Train would take over the interrupt and end the process.
+    """
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name="ray-train", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_LOOK_S)
+        relay.look()
+    if failed:
+        raise failed[0]
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -119,8 +144,14 @@ def _worker(config: dict[str, Any]) -> None:
     if world > 1 and "TF_CONFIG" in os.environ:
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     try:
-        fit(job, strategy=strategy, worker=rank, workers=world,
-            progress=ProgressFile(job.run, rank), report=_report)
+        fit(
+            job,
+            strategy=strategy,
+            worker=rank,
+            workers=world,
+            progress=ProgressFile(job.run, rank),
+            report=_report,
+        )
     except UserError as error:
         path = job.run / FOLDER / _FAULT.format(rank)
         write_json(path, {"message": error.message, **error.fields()})
@@ -153,7 +184,8 @@ def _lost(job: Job, error: Exception) -> UserError:
     last = [line for line in str(error).splitlines() if line.strip()][-1:]
     return UserError(
         f"Training failed {MAX_FAILURES + 1} times in a row or could not go on.",
-        where=str(job.run), found=last[0].strip() if last else type(error).__name__,
+        where=str(job.run),
+        found=last[0].strip() if last else type(error).__name__,
         fix="Mend the cause, then go on from the last checkpoint with --resume.",
     )
 
@@ -193,19 +225,34 @@ def _ray(address: str | None, workers: int, verbose: bool) -> Iterator[None]:
     try:
         # Ray prints what its daemons say; standard output belongs to the caller's result.
         with _quiet_loggers(verbose), contextlib.redirect_stdout(sys.stderr):
-            try:
-                ray.init(address=address, **options)
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                raise UserError(
-                    "Ray cannot be reached." if address else "Ray cannot be started.",
-                    where=address or "this machine", found=str(error).splitlines()[0],
-                    fix="Check --ray-address, or train in this process with --workers 0.",
-                ) from error
+            _start_ray(address, options)
             yield
     finally:
         ray.shutdown()
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start_ray(address: str | None, options: dict[str, Any]) -> None:
+    import ray
+
+    for attempt in range(1, _START_ATTEMPTS + 1):
+        try:
+            ray.init(address=address, **options)
+            return
+        # Ray raises a bare Exception where its daemons are not up within thirty seconds, as
+        # they may not be on a busy machine.
+        except Exception as error:
+            ray.shutdown()
+            if address is None and attempt < _START_ATTEMPTS:
+                _LOG.warning("Ray did not start, trying again: %s", error)
+                continue
+            raise UserError(
+                "Ray cannot be reached." if address else "Ray cannot be started.",
+                where=address or "this machine",
+                found=str(error).splitlines()[0],
+                fix="Check --ray-address, or train in this process with --workers 0.",
+            ) from error
 
 
 @contextlib.contextmanager

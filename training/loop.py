@@ -81,15 +81,28 @@ def fit(
     import tensorflow as tf
 
     with tempfile.TemporaryDirectory(prefix=".rows-", dir=job.run) as scratch:
-        loop = _Loop(job, strategy or tf.distribute.get_strategy(), worker, workers, progress,
-                     report, Path(scratch))
+        loop = _Loop(
+            job,
+            strategy or tf.distribute.get_strategy(),
+            worker,
+            workers,
+            progress,
+            report,
+            Path(scratch),
+        )
         return loop.run()
 
 
 class _Loop:
     def __init__(
-        self, job: Job, strategy: Any, worker: int, workers: int, progress: Progress,
-        report: Report | None, scratch: Path,
+        self,
+        job: Job,
+        strategy: Any,
+        worker: int,
+        workers: int,
+        progress: Progress,
+        report: Report | None,
+        scratch: Path,
     ) -> None:
         import tensorflow as tf
 
@@ -109,7 +122,8 @@ class _Loop:
         self._sum = _summer(strategy)
         self._writers = {
             name: tf.summary.create_file_writer(str(job.run / "logs" / name))
-            for name in ("train", "validation") if self._chief
+            for name in ("train", "validation")
+            if self._chief
         }
 
     def run(self) -> Any:
@@ -127,10 +141,18 @@ class _Loop:
     def _epoch(self, position: Position) -> Position:
         plan, spec = self._plan, self._spec
         stop = min(plan.steps, position.batch + self._total - position.step)
-        data = iter(dataset(
-            self._rows, plan, self._worker, seed=spec.train.seed, epoch=position.epoch,
-            start=position.batch, stop=stop, grouped=any(task.ranking for task in spec.tasks),
-        ))
+        data = iter(
+            dataset(
+                self._rows,
+                plan,
+                self._worker,
+                seed=spec.train.seed,
+                epoch=position.epoch,
+                start=position.batch,
+                stop=stop,
+                grouped=any(task.ranking for task in spec.tasks),
+            )
+        )
         pending: list[dict[str, Any]] = []
         seen: list[dict[str, float]] = []
         every = spec.train.checkpoint_every
@@ -155,30 +177,43 @@ class _Loop:
         bad = np.zeros(LOOK_EVERY + 1)
         bad[first] = float(first < len(pending))
         totals = self._sum(np.concatenate([means, bad]).astype(np.float32))
-        bad = totals[len(names):]
+        bad = totals[len(names) :]
         if bad.any():
             earliest = int(np.argmax(bad > 0))
             self._fail(earliest - len(pending), position, first == earliest)
         logs = dict(zip(names, (totals[: len(names)] / self._workers).tolist(), strict=True))
         self._write("train", position.step, logs)
-        self._progress("train", position.step, self._total,
-                       f"epoch {position.epoch + 1}, loss {logs['loss']:.4f}")
+        self._progress(
+            "train",
+            position.step,
+            self._total,
+            f"epoch {position.epoch + 1}, loss {logs['loss']:.4f}",
+        )
         return {**logs, "steps": float(len(pending))}
 
     def _fail(self, back: int, position: Position, mine: bool) -> None:
         batch, step = position.batch + back, position.step + back
         where = f"epoch {position.epoch + 1}, batch {batch}, step {step}"
         if mine:
-            found = next(chunks(
-                self._rows, self._plan, self._worker, seed=self._spec.train.seed,
-                epoch=position.epoch, start=batch, stop=batch + 1,
-                grouped=any(task.ranking for task in self._spec.tasks),
-            ))
+            found = next(
+                chunks(
+                    self._rows,
+                    self._plan,
+                    self._worker,
+                    seed=self._spec.train.seed,
+                    epoch=position.epoch,
+                    start=batch,
+                    stop=batch + 1,
+                    grouped=any(task.ranking for task in self._spec.tasks),
+                )
+            )
             layer = first_bad_layer(self._model, found)
             where += f", layer {layer}" if layer else ", in the loss (all layers are finite)"
         raise StoppedError(
-            "Training stopped: the loss is not finite.", where=where,
-            expected="a finite loss", found="NaN or infinity",
+            "Training stopped: the loss is not finite.",
+            where=where,
+            expected="a finite loss",
+            found="NaN or infinity",
             fix=f"The last good checkpoint is kept in {self._store.folder}. Lower "
             "train.dense_learning_rate or train.table_learning_rate, or run with --eager to "
             "stop at the first layer.",
@@ -196,10 +231,16 @@ class _Loop:
         weights = [logs["steps"] for logs in seen]
         train = {
             name: float(np.average([logs[name] for logs in seen], weights=weights))
-            for name in (seen[0] if seen else {}) if name != "steps"
+            for name in (seen[0] if seen else {})
+            if name != "steps"
         }
-        record = {"epoch": position.epoch, "step": position.step, "score": score,
-                  "train": train, "validation": metrics}
+        record = {
+            "epoch": position.epoch,
+            "step": position.step,
+            "score": score,
+            "train": train,
+            "validation": metrics,
+        }
         better = position.best is None or score > position.best["score"]
         over = position.step >= self._total
         position = replace(
@@ -214,13 +255,23 @@ class _Loop:
             position,
             ended=over or position.epoch >= spec.train.epochs or position.stale >= patience,
         )
-        flat = {f"{metric}/{task}": value for task, values in metrics.items()
-                for metric, value in values.items() if metric not in ("rows", "positives")}
+        flat = {
+            f"{metric}/{task}": value
+            for task, values in metrics.items()
+            for metric, value in values.items()
+            if metric not in ("rows", "positives")
+        }
         self._write("validation", position.step, {"score": score, **flat})
-        position = self._save(position, {"score": score, "epoch": record["epoch"]},
-                              best_score=score if better else None)
-        shown = ", ".join(f"{name} AUC {values['auc']:.4f}" for name, values in metrics.items()
-                          if values.get("auc") is not None)
+        position = self._save(
+            position,
+            {"score": score, "epoch": record["epoch"]},
+            best_score=score if better else None,
+        )
+        shown = ", ".join(
+            f"{name} AUC {values['auc']:.4f}"
+            for name, values in metrics.items()
+            if values.get("auc") is not None
+        )
         self._progress("validate", position.step, self._total, f"epoch {position.epoch}: {shown}")
         return position
 
@@ -232,8 +283,14 @@ class _Loop:
             position = self._store.save(self._model, position, best_score=best_score)
             write_json(self._job.run / "history.json", position.history)
         elif best_score is not None:
-            position = replace(position, best={"checkpoint": path.name, "score": best_score,
-                                               "epoch": len(position.history) - 1})
+            position = replace(
+                position,
+                best={
+                    "checkpoint": path.name,
+                    "score": best_score,
+                    "epoch": len(position.history) - 1,
+                },
+            )
         # Ray takes reports every two seconds and holds the workers until then. What is not
         # reported is not lost: a new start looks at the storage.
         if self._report is not None and position.batch == 0:
@@ -279,9 +336,7 @@ class _Loop:
 def _read(job: Job, worker: int, workers: int, scratch: Path) -> tuple[Plan, Rows, Rows]:
     train = open_split(job.spec, job.features, "train")
     kept = kept_rows(job.spec, train)
-    plan = make_plan(
-        train.rows if kept is None else len(kept), job.spec.train.batch_size, workers
-    )
+    plan = make_plan(train.rows if kept is None else len(kept), job.spec.train.batch_size, workers)
     rows = load_rows(job.spec, train, *plan.share(worker), kept=kept, scratch=scratch)
     split = open_split(job.spec, job.features, "validation")
     low, high = (split.rows * n // workers for n in (worker, worker + 1))

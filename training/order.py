@@ -142,10 +142,7 @@ class ShardOrder:
         if self._cached[0] != window:
             blocks = self._blocks[window * WINDOW : (window + 1) * WINDOW]
             rows = np.concatenate(
-                [
-                    np.arange(b * self._block, min((b + 1) * self._block, self._size))
-                    for b in blocks
-                ]
+                [np.arange(b * self._block, min((b + 1) * self._block, self._size)) for b in blocks]
             )
             rng = np.random.default_rng((*self._key, window))
             if self._groups is None:
@@ -165,9 +162,7 @@ def mix(values: NDArray[np.int64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def thin_negatives(
-    positive: NDArray[np.bool_], rate: float, seed: int
-) -> NDArray[np.int64]:
+def thin_negatives(positive: NDArray[np.bool_], rate: float, seed: int) -> NDArray[np.int64]:
     """Rows that are kept: all with a positive label, and a seeded share `rate` of the others.
 
     >>> thin_negatives(np.array([True, False, True]), rate=1e-9, seed=0).tolist()

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,26 +54,16 @@ def read_progress(run: Path, rank: int = 0) -> dict[str, Any] | None:
         return None
 
 
-@contextmanager
-def relayed(run: Path, progress: Progress) -> Iterator[None]:
-    """Within the block, the first worker's progress file is passed on to `progress`."""
-    ended = threading.Event()
+class Relay:
+    """Passes the first worker's progress file on to `progress`, when looked at."""
 
-    def relay() -> None:
-        last: dict[str, Any] | None = None
-        while True:
-            over = ended.wait(_INTERVAL_S)
-            record = read_progress(run)
-            if record is not None and record != last:
-                last = record
-                progress(record["stage"], record["done"], record["total"], record["text"])
-            if over:
-                return
+    def __init__(self, run: Path, progress: Progress) -> None:
+        self._run, self._progress = run, progress
+        self._last: dict[str, Any] | None = None
 
-    thread = threading.Thread(target=relay, name="progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    def look(self) -> None:
+        """Tell what is new."""
+        record = read_progress(self._run)
+        if record is not None and record != self._last:
+            self._last = record
+            self._progress(record["stage"], record["done"], record["total"], record["text"])

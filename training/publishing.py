@@ -111,8 +111,9 @@ def _compare(
             check_features(spec, folder)
             return evaluate_export(load(champion / "spec.yaml"), champion, folder, "test")
         except UserError as error:
-            _LOG.warning("the champion cannot be evaluated anew, its stored metrics count: %s",
-                         error.message)
+            _LOG.warning(
+                "the champion cannot be evaluated anew, its stored metrics count: %s", error.message
+            )
     return theirs.get("metrics")
 
 

@@ -38,8 +38,6 @@ def train(
     ray_address: str | None = None,
     resume: bool = False,
     eager: bool = False,
-    profile: bool = False,
-    warm_start: str | Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train a spec on its features.
@@ -56,8 +54,6 @@ def train(
         ray_address: A Ray cluster; None starts one on this machine.
         resume: Go on with an unfinished run.
         eager: Run steps eagerly, checking every layer for values that are not finite.
-        profile: Trace some steps for TensorBoard's profiler.
-        warm_start: A run whose weights to start from.
         progress: Called with stage, done, total and a few words.
 
     Returns:
@@ -73,8 +69,11 @@ def train(
     for split in ("train", "validation"):
         if not open_split(spec, features, split).rows:
             raise UserError(
-                f"The {split} split has no rows.", where=str(features / "examples" / split),
-                expected="at least one row", found="0", fix="Change data.split in the spec.",
+                f"The {split} split has no rows.",
+                where=str(features / "examples" / split),
+                expected="at least one row",
+                found="0",
+                fix="Change data.split in the spec.",
             )
     if resume and (run / MANIFEST).is_file():
         _check_same(spec, run)
@@ -95,23 +94,26 @@ def _open_run(spec: Spec, run: Path, resume: bool) -> str:
     record = run / "run.json"
     if (run / MANIFEST).is_file():
         raise UserError(
-            "The output holds a finished run.", where=str(run),
+            "The output holds a finished run.",
+            where=str(run),
             fix="Name another output folder, or remove this one.",
         )
     if record.is_file():
         if not resume:
             raise UserError(
-                "The output holds an unfinished run.", where=str(run),
+                "The output holds an unfinished run.",
+                where=str(run),
                 fix="Go on with it: add --resume. Or name another output folder, or remove "
                 "this one.",
             )
         _check_same(spec, run)
-        for leftover in run.glob(".rows-*"):
+        for leftover in (*run.glob(".rows-*"), *run.glob(f"{CHECKPOINTS}/.*.partial")):
             shutil.rmtree(leftover, ignore_errors=True)
         return str(read_json(record)["run"])
     if run.is_file() or (run.is_dir() and any(run.iterdir())):
         raise UserError(
-            "The output exists and is no run.", where=str(run),
+            "The output exists and is no run.",
+            where=str(run),
             fix="Name another output folder.",
         )
     run.mkdir(parents=True, exist_ok=True)
@@ -126,8 +128,10 @@ def _check_same(spec: Spec, run: Path) -> None:
     for section in ("features", "model"):
         if ours[section] != theirs[section]:
             raise UserError(
-                f"The run was begun with another spec: its `{section}` differ.", where=str(run),
-                expected=f"{section} {ours[section]}", found=f"{section} {theirs[section]}",
+                f"The run was begun with another spec: its `{section}` differ.",
+                where=str(run),
+                expected=f"{section} {ours[section]}",
+                found=f"{section} {theirs[section]}",
                 fix="Name another output folder, or resume with the spec in it (spec.yaml).",
             )
 
@@ -179,7 +183,9 @@ def calibrate(job: Job, model: Any) -> dict[str, Any]:
     own = {task.name: logits[:, i] for i, task in binary}
     calibrations = fit_funnel(
         {task.name: spec.train.calibration for _, task in binary},
-        labels, own, {task.name: task.given for _, task in binary},
+        labels,
+        own,
+        {task.name: task.given for _, task in binary},
     )
     report = {}
     for _, task in binary:

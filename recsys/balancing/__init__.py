@@ -1,10 +1,10 @@
 """Balancing of tasks: how the gradients of several losses become one.
 
-    balancer = make_balancer("gradnorm", ["click", "conversion"])
-    with tf.GradientTape(persistent=balancer.persistent) as tape:
-        losses = multi_task_loss(labels, model(features))       # task to scalar
-    grads, logs = balancer.gradients(losses, tape, shared, variables, scale=1 / replicas)
-    optimizer.apply_gradients(zip(grads, variables))
+balancer = make_balancer("gradnorm", ["click", "conversion"])
+with tf.GradientTape(persistent=balancer.persistent) as tape:
+    losses = multi_task_loss(labels, model(features))       # task to scalar
+grads, logs = balancer.gradients(losses, tape, shared, variables, scale=1 / replicas)
+optimizer.apply_gradients(zip(grads, variables))
 """
 
 from __future__ import annotations

@@ -68,7 +68,8 @@ class GradNorm(Balancer):
         weights = tf.convert_to_tensor(self.weights)
         per_task = self._task_gradients(losses, tape, shared_variables, scale)
         dense = [
-            k for k in range(len(shared_variables))
+            k
+            for k in range(len(shared_variables))
             if any(grads[k] is not None for grads in per_task)
             and not any(isinstance(grads[k], tf.IndexedSlices) for grads in per_task)
         ]

@@ -69,7 +69,8 @@ class PCGrad(Balancer):
         shared = [v for v in shared_variables if v.ref() in listed]
         per_task = self._task_gradients(losses, tape, shared, scale)
         dense = [
-            k for k in range(len(shared))
+            k
+            for k in range(len(shared))
             if any(grads[k] is not None for grads in per_task)
             and not any(isinstance(grads[k], tf.IndexedSlices) for grads in per_task)
         ]

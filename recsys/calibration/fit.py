@@ -49,8 +49,10 @@ def fit_calibration(
         raise ValueError(f"unknown kind of calibration {kind!r}.")
     if kind in ("none", "identity"):
         return Calibration()
-    y, x, w = (np.asarray(a, dtype=np.float64) for a in
-               (labels, logits, np.ones(np.shape(labels)) if weights is None else weights))
+    y, x, w = (
+        np.asarray(a, dtype=np.float64)
+        for a in (labels, logits, np.ones(np.shape(labels)) if weights is None else weights)
+    )
     if not y.shape == x.shape == w.shape or y.ndim != 1:
         raise ValueError(
             f"labels, logits and weights must be [rows]; got {y.shape}, {x.shape}, {w.shape}."
@@ -73,7 +75,8 @@ def fit_calibration(
         if rises:
             return Calibration("platt", {"slope": slope, "intercept": intercept})
         return Calibration(
-            "platt", {"slope": 1.0, "intercept": _shift(y, x, w)},
+            "platt",
+            {"slope": 1.0, "intercept": _shift(y, x, w)},
             "only the mean is calibrated: logits do not rise with the label",
         )
     rate = float(w @ y / w.sum())

@@ -67,10 +67,12 @@ def isotonic_knots(
     """
     half = max(max_knots // 2, 1)
     probe = np.linspace(0.0, 1.0, half + 1)[1:-1]
-    edges = np.unique(np.r_[
-        np.quantile(logits, probe, method="nearest"),
-        np.quantile(logits[labels > 0], probe, method="nearest"),
-    ])
+    edges = np.unique(
+        np.r_[
+            np.quantile(logits, probe, method="nearest"),
+            np.quantile(logits[labels > 0], probe, method="nearest"),
+        ]
+    )
     index = np.searchsorted(edges, logits, side="left")
     columns = (weights, weights * labels, weights * logits, weights * prior)
     sums = np.stack([np.bincount(index, c, edges.size + 1) for c in columns])

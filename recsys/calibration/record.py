@@ -56,9 +56,12 @@ class Calibration:
                 raise ValueError(f"{name} must be above 0; received {p[name]}.")
         if self.kind == "isotonic":
             x, y = np.asarray(p["x"]), np.asarray(p["y"])
-            if x.size == 0 or x.shape != y.shape or (np.diff(x) <= 0).any() or (
-                np.diff(y) <= 0
-            ).any():
+            if (
+                x.size == 0
+                or x.shape != y.shape
+                or (np.diff(x) <= 0).any()
+                or (np.diff(y) <= 0).any()
+            ):
                 raise ValueError("isotonic needs knots x and y, equally many, both increasing.")
 
     def segments(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
@@ -89,9 +92,7 @@ class Calibration:
 
     def to_json(self) -> dict[str, Any]:
         """Return a dict of JSON values."""
-        parameters = {
-            k: list(v) if isinstance(v, tuple) else v for k, v in self.parameters.items()
-        }
+        parameters = {k: list(v) if isinstance(v, tuple) else v for k, v in self.parameters.items()}
         return {"kind": self.kind, "parameters": parameters, "warning": self.warning}
 
     @classmethod

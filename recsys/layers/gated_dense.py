@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -27,6 +28,21 @@ def gated_dense(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, activation: An
     return activation(linear) * tf.sigmoid(gate)
 
 
+def plain_dense(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, activation: Any) -> tf.Tensor:
+    """``activation(x W + b)`` as a pure function of its tensors; see `gated_dense`.
+
+    Args:
+      x: float ``[rows, in]``.
+      kernel: ``W``, ``[in, units]``.
+      bias: ``b``, ``[units]``.
+      activation: a callable.
+
+    Returns:
+      float ``[rows, units]``.
+    """
+    return activation(tf.nn.bias_add(tf.matmul(x, kernel), bias))
+
+
 @tf_keras.utils.register_keras_serializable(package="recsys")
 class GatedDense(tf_keras.layers.Layer):
     """``activation(x W + b) * sigmoid(x V + c)``, in one matrix product.
@@ -41,6 +57,7 @@ class GatedDense(tf_keras.layers.Layer):
       gate_bias: constant that the gate's bias starts at.
       kernel_initializer: initializer of ``W`` and of ``V``, each drawn for its own
         ``[in, units]`` shape.
+      gated: ``False`` leaves the gate out: an ordinary dense layer, at half the cost.
 
     Input: float ``[..., in]``, ``in`` known when the layer is built.
     Output: ``[..., units]`` in the compute dtype.
@@ -59,6 +76,7 @@ class GatedDense(tf_keras.layers.Layer):
         activation: Any = None,
         gate_bias: float = 1.0,
         kernel_initializer: Any = "glorot_uniform",
+        gated: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -66,13 +84,20 @@ class GatedDense(tf_keras.layers.Layer):
         self.activation = tf_keras.activations.get(activation)
         self.gate_bias = float(gate_bias)
         self.kernel_initializer = tf_keras.initializers.get(kernel_initializer)
+        self.gated = bool(gated)
+
+    @property
+    def function(self) -> Callable[..., tf.Tensor]:
+        """The layer as a pure function: `gated_dense` or `plain_dense`."""
+        return gated_dense if self.gated else plain_dense
 
     def build(self, input_shape: Any) -> None:
         width = require_known_axis("GatedDense", "x", input_shape, -1, "[..., in]")
+        columns = 2 * self.units if self.gated else self.units
         self.kernel = self.add_weight(
-            "kernel", shape=[width, 2 * self.units], initializer=self._draw_kernel
+            "kernel", shape=[width, columns], initializer=self._draw_kernel
         )
-        self.bias = self.add_weight("bias", shape=[2 * self.units], initializer=self._draw_bias)
+        self.bias = self.add_weight("bias", shape=[columns], initializer=self._draw_bias)
         super().build(input_shape)
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
@@ -85,10 +110,11 @@ class GatedDense(tf_keras.layers.Layer):
         kernel = read_weight(self.kernel, self.compute_dtype)
         bias = read_weight(self.bias, self.compute_dtype)
         if x.shape.rank == 2:
-            return gated_dense(x, kernel, bias, self.activation)
+            return self.function(x, kernel, bias, self.activation)
         # One product of two matrices: a batched product would also sum its kernel gradient
         # over a broadcast copy per batch entry.
-        flat = gated_dense(tf.reshape(x, [-1, kernel.shape[0]]), kernel, bias, self.activation)
+        flat = tf.reshape(x, [-1, kernel.shape[0]])
+        flat = self.function(flat, kernel, bias, self.activation)
         output = tf.reshape(flat, tf.concat([tf.shape(x)[:-1], [self.units]], axis=0))
         output.set_shape(x.shape[:-1].concatenate([self.units]))
         return output
@@ -100,12 +126,15 @@ class GatedDense(tf_keras.layers.Layer):
             "activation": tf_keras.activations.serialize(self.activation),
             "gate_bias": self.gate_bias,
             "kernel_initializer": tf_keras.initializers.serialize(self.kernel_initializer),
+            "gated": self.gated,
         }
 
     def _draw_kernel(self, shape: Any, dtype: Any = None, **_: Any) -> tf.Tensor:
         # The two halves are drawn apart, because an initializer that scales by fan-out
         # would otherwise see twice the width. A fixed seed is stepped for the gate, or
         # both halves would start equal.
+        if not self.gated:
+            return self.kernel_initializer(shape, dtype=dtype)
         config = self.kernel_initializer.get_config()
         linear = type(self.kernel_initializer).from_config(config)
         if config.get("seed") is not None:
@@ -115,4 +144,6 @@ class GatedDense(tf_keras.layers.Layer):
         return tf.concat([linear(half, dtype=dtype), gate(half, dtype=dtype)], axis=1)
 
     def _draw_bias(self, shape: Any, dtype: Any = None, **_: Any) -> tf.Tensor:
+        if not self.gated:
+            return tf.zeros(shape, dtype)
         return tf.constant([0.0] * self.units + [self.gate_bias] * self.units, dtype)

@@ -9,7 +9,7 @@ import tensorflow as tf
 import tf_keras
 
 from recsys.layers.checks import require_floating, require_rank
-from recsys.layers.gated_dense import GatedDense, gated_dense
+from recsys.layers.gated_dense import GatedDense
 from recsys.layers.precision import read_weight
 from recsys.layers.randomness import check_rate, fold_in, seed_for
 
@@ -29,6 +29,7 @@ class GatedTower(tf_keras.layers.Layer):
       recompute: whether to recompute the blocks in the backward pass.
       activation: of the linear half of each block.
       gate_bias: constant that each gate's bias starts at.
+      gated: ``False`` leaves the gates out: ordinary dense layers, at half the cost.
 
     Call arguments:
       x: float ``[batch, in]``.
@@ -52,6 +53,7 @@ class GatedTower(tf_keras.layers.Layer):
         recompute: bool = False,
         activation: Any = "relu",
         gate_bias: float = 1.0,
+        gated: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -60,16 +62,31 @@ class GatedTower(tf_keras.layers.Layer):
         self.recompute = bool(recompute)
         self.activation = tf_keras.activations.get(activation)
         self.gate_bias = float(gate_bias)
+        self._gated = bool(gated)
         self.blocks = [
             GatedDense(
                 width,
                 activation=activation,
                 gate_bias=gate_bias,
+                gated=gated,
                 dtype=self._dtype_policy,
                 name=f"block_{index}",
             )
             for index, width in enumerate(self.units)
         ]
+
+    @property
+    def gated(self) -> bool:
+        """Whether the blocks have gates; may be set until the tower is built."""
+        return self._gated
+
+    @gated.setter
+    def gated(self, gated: bool) -> None:
+        if self.built:
+            raise ValueError("GatedTower requires `gated` to be set before it is built.")
+        self._gated = bool(gated)
+        for block in self.blocks:
+            block.gated = self._gated
 
     def build(self, input_shape: Any) -> None:
         require_rank("GatedTower", "x", input_shape, "[batch, in]")
@@ -109,13 +126,14 @@ class GatedTower(tf_keras.layers.Layer):
             "recompute": self.recompute,
             "activation": tf_keras.activations.serialize(self.activation),
             "gate_bias": self.gate_bias,
+            "gated": self.gated,
         }
 
     def _forward(self, block: GatedDense, seed: tf.Tensor | None) -> Any:
         # The weights are arguments and the seed is captured: what is recomputed is then a
         # pure function, with no variable and no random state inside.
         def forward(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
-            x = gated_dense(x, kernel, bias, block.activation)
+            x = block.function(x, kernel, bias, block.activation)
             if seed is None:
                 return x
             return tf.nn.experimental.stateless_dropout(x, rate=self.dropout, seed=seed)

@@ -226,8 +226,10 @@ class MultiTaskLoss:
         *ancestors, _ = [stage.name for stage in self._chains[task.name]]
         label, logit = labels[task.name], logits[task.name]
         ones = tf.ones_like(label)
-        weight = ones if sample_weight is None else tf.cast(
-            _vector(task.name, "sample_weight", sample_weight), label.dtype
+        weight = (
+            ones
+            if sample_weight is None
+            else tf.cast(_vector(task.name, "sample_weight", sample_weight), label.dtype)
         )
         denominator = None
         chain = [logit]

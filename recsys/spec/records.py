@@ -358,6 +358,7 @@ class Model(Record):
     cross_projection: Positive | None = None
     first_order: bool = True
     sharing: Annotated[SharedBottom | Mmoe | Ple, Field(discriminator="kind")] = SharedBottom()
+    gated: bool = True
     shared: tuple[Positive, ...] = (256, 128)
     towers: tuple[Positive, ...] = (64,)
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -395,7 +396,6 @@ class Train(Record):
     table_learning_rate: Annotated[float, Field(gt=0.0)] = 0.05
     dense_learning_rate: Annotated[float, Field(gt=0.0)] = 0.001
     weight_decay: NonNegative = 0.0
-    averaging: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     balancing: Balancing = Balancing()
     calibration: Literal["none", "temperature", "platt", "isotonic"] = "platt"
     early_stopping: EarlyStopping = EarlyStopping()

@@ -124,16 +124,20 @@ class World:
             where = self.folder / "shown" / f"day={number}"
             where.mkdir(parents=True)
             pq.write_table(pa.Table.from_pandas(part, preserve_index=False), where / "0.parquet")
-        iso = self.clicks.assign(at=[
-            (datetime.fromtimestamp(at / 1000, UTC)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-            for at in self.clicks["at"]
-        ])
+        iso = self.clicks.assign(
+            at=[
+                (datetime.fromtimestamp(at / 1000, UTC)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+                for at in self.clicks["at"]
+            ]
+        )
         text = iso.to_csv(index=False)
         (self.folder / "clicks.csv").write_text(text + "i3\n" + "i4,yesterday\n")
         unknown = pd.DataFrame({"id": ["nobody"], "at": [ms(START)]})
         buys = pd.concat([self.buys, unknown])
-        pq.write_table(pa.table({"id": buys["id"].tolist(), "at": buys["at"] // 1000}),
-                       self.folder / "buys.parquet")
+        pq.write_table(
+            pa.table({"id": buys["id"].tolist(), "at": buys["at"] // 1000}),
+            self.folder / "buys.parquet",
+        )
         self.users.to_csv(self.folder / "users.csv", index=False)
         pq.write_table(pa.Table.from_pandas(self.items), self.folder / "items.parquet")
 
@@ -167,8 +171,9 @@ def read_split(folder, split):
 @pytest.fixture(scope="module")
 def examples(folder):
     """All examples by the row of the world that they were made from."""
-    tables = [read_split(folder, split).assign(split=split)
-              for split in ("train", "validation", "test")]
+    tables = [
+        read_split(folder, split).assign(split=split) for split in ("train", "validation", "test")
+    ]
     return pd.concat(tables).set_index("time").sort_index()
 
 
@@ -177,30 +182,43 @@ def naive(world):
     """Labels, histories and counters by the plainest loops."""
     rows = []
     for shown in world.shown.to_dict("records"):
-        clicks = [at for id, at in world.clicks.to_numpy() if id == shown["id"]
-                  and 0 <= at - shown["at"] <= 3_600_000]
-        buys = [at for id, at in world.buys.to_numpy() if id == shown["id"]
-                and 0 <= at - shown["at"] <= 2 * DAY_MS]
+        clicks = [
+            at
+            for id, at in world.clicks.to_numpy()
+            if id == shown["id"] and 0 <= at - shown["at"] <= 3_600_000
+        ]
+        buys = [
+            at
+            for id, at in world.buys.to_numpy()
+            if id == shown["id"] and 0 <= at - shown["at"] <= 2 * DAY_MS
+        ]
         shown["click"], shown["stray"] = bool(clicks), bool(buys) and not clicks
         shown["buy"] = bool(clicks) and bool(buys)
         shown["click_known"] = min(clicks) if clicks else None
         shown["buy_known"] = max(min(clicks), min(buys)) if shown["buy"] else None
-        shown["kind"] = next((kind for item, kind in world.items[["item", "kind"]].to_numpy()
-                              if item == shown["item"]), "")
+        shown["kind"] = next(
+            (
+                kind
+                for item, kind in world.items[["item", "kind"]].to_numpy()
+                if item == shown["item"]
+            ),
+            "",
+        )
         rows.append(shown)
     for row in rows:
         dawn = row["at"] // DAY_MS * DAY_MS
         mine = [other for other in rows if other["user"] == row["user"]]
         row["seen"] = [r["item"] for r in mine if r["at"] < dawn][::-1][:3]
-        clicks = sorted((r["click_known"], r["item"]) for r in mine
-                        if r["click"] and r["click_known"] < dawn)
+        clicks = sorted(
+            (r["click_known"], r["item"]) for r in mine if r["click"] and r["click_known"] < dawn
+        )
         row["clicked"] = [item for _, item in clicks][::-1][:2]
         past = [r for r in rows if r["at"] < dawn]
         bought = [r for r in rows if r["buy"] and r["buy_known"] < dawn]
         rate = len(bought) / len(past) if past else float("nan")
-        row["item_rate"] = (
-            sum(r["item"] == row["item"] for r in bought) + 5 * rate
-        ) / (sum(r["item"] == row["item"] for r in past) + 5)
+        row["item_rate"] = (sum(r["item"] == row["item"] for r in bought) + 5 * rate) / (
+            sum(r["item"] == row["item"] for r in past) + 5
+        )
         row["pair"] = sum((r["kind"], r["device"]) == (row["kind"], row["device"]) for r in past)
     return pd.DataFrame(rows).set_index("at")
 
@@ -212,9 +230,13 @@ def vocabulary(folder, name):
 
 def test_every_row_is_in_its_split_once(examples, naive):
     expected = np.select(
-        [naive.index < ms(START + timedelta(days=4)), naive.index < ms(START + timedelta(days=5)),
-         naive.index < ms(START + timedelta(days=6))],
-        ["train", "validation", "test"], "outside",
+        [
+            naive.index < ms(START + timedelta(days=4)),
+            naive.index < ms(START + timedelta(days=5)),
+            naive.index < ms(START + timedelta(days=6)),
+        ],
+        ["train", "validation", "test"],
+        "outside",
     )
     inside = naive.index[expected != "outside"]
     assert examples.index.tolist() == inside.tolist()
@@ -253,8 +275,10 @@ def test_vocabulary_ids_by_hand(folder, examples, naive, world):
     names = [name for name, _ in frequent]
     assert 0 < len(names) < 31
     assert vocabulary(folder, "user") == names
-    expected = [1 + names.index(user) if user in names else 1 + len(names)
-                for user in naive.loc[examples.index, "user"]]
+    expected = [
+        1 + names.index(user) if user in names else 1 + len(names)
+        for user in naive.loc[examples.index, "user"]
+    ]
     assert examples["user"].tolist() == expected
     items = vocabulary(folder, "item")
     assert len(items) == 8
@@ -290,8 +314,9 @@ def test_hashes(examples, naive):
 
 def price_of(examples, naive, world):
     price = dict(zip(world.items["item"], world.items["price"].astype(np.float32), strict=True))
-    return np.array([price.get(item, np.nan) for item in naive.loc[examples.index, "item"]],
-                    dtype=np.float32)
+    return np.array(
+        [price.get(item, np.nan) for item in naive.loc[examples.index, "item"]], dtype=np.float32
+    )
 
 
 def test_numbers_by_hand(examples, naive, world):
@@ -376,8 +401,11 @@ def test_counter_tables_hold_the_end_of_all_data(folder, naive):
     assert manifest["counters"]["item_rate"]["default"] == pytest.approx(overall)
     pairs = pq.read_table(folder / "tables" / "counter-pair.parquet").to_pandas()
     assert pairs["value"].sum() == len(naive)
-    assert manifest["counters"]["pair"] == {"by": ["kind", "device"], "columns": ["kind", "device"],
-                                            "default": 0.0}
+    assert manifest["counters"]["pair"] == {
+        "by": ["kind", "device"],
+        "columns": ["kind", "device"],
+        "default": 0.0,
+    }
 
 
 def test_manifest(folder, spec, naive, examples):
@@ -386,7 +414,8 @@ def test_manifest(folder, spec, naive, examples):
     assert manifest["rows"] == examples["split"].value_counts().to_dict()
     for split, rates in manifest["labels"].items():
         assert rates["click"] == pytest.approx(
-            examples["label:click"][examples["split"] == split].mean())
+            examples["label:click"][examples["split"] == split].mean()
+        )
     assert manifest["time_range"]["test"] == [
         int(examples.index[examples["split"] == "test"].min()),
         int(examples.index[examples["split"] == "test"].max()),
@@ -450,19 +479,28 @@ def test_the_graph_needs_raw_columns_only_and_gives_the_examples(folder, spec, w
             else:
                 value = items[name].get(row["item"], "" if name != "price" else np.nan)
             raw[name].append(value)
-    made = layer({
-        name: tf.constant(values, spec_.dtype)
-        for (name, spec_), values in zip(output.raw_feature_spec().items(), raw.values(),
-                                         strict=True)
-    })
+    made = layer(
+        {
+            name: tf.constant(values, spec_.dtype)
+            for (name, spec_), values in zip(
+                output.raw_feature_spec().items(), raw.values(), strict=True
+            )
+        }
+    )
     for feature in spec.features:
         expected = np.stack(test[feature.name].to_numpy())
-        np.testing.assert_allclose(made[feature.name].numpy(), expected, rtol=1e-6,
-                                   err_msg=feature.name)
+        np.testing.assert_allclose(
+            made[feature.name].numpy(), expected, rtol=1e-6, err_msg=feature.name
+        )
 
 
 def test_progress_moves_through_all_stages(folder, stages):
     assert list(dict.fromkeys(stage for stage, _, _ in stages)) == [
-        "read", "join", "analyze", "transform", "write"]
+        "read",
+        "join",
+        "analyze",
+        "transform",
+        "write",
+    ]
     last = {stage: (done, total) for stage, done, total in stages}
     assert all(done == total > 0 for done, total in last.values())

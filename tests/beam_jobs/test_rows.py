@@ -48,23 +48,32 @@ def plan():
 def shown(*rows):
     """Impressions from (id, user, item, day, hour, clicked)."""
     ids, users, items, days, hours, clicked = zip(*rows, strict=True)
-    return pa.table({
-        "row": pa.array(range(len(rows)), pa.int64()),
-        "key:user": list(users), "key:item": list(items), "key:impression": list(ids),
-        "time": pa.array([d * DAY + h * 3_600_000 for d, h in zip(days, hours, strict=True)],
-                         pa.int64()),
-        "label:click": pa.array(clicked, pa.float32()),
-        "raw:item": list(items),
-    })
+    return pa.table(
+        {
+            "row": pa.array(range(len(rows)), pa.int64()),
+            "key:user": list(users),
+            "key:item": list(items),
+            "key:impression": list(ids),
+            "time": pa.array(
+                [d * DAY + h * 3_600_000 for d, h in zip(days, hours, strict=True)], pa.int64()
+            ),
+            "label:click": pa.array(clicked, pa.float32()),
+            "raw:item": list(items),
+        }
+    )
 
 
 def events(*rows):
     ids, days, hours = zip(*rows, strict=True)
-    return pa.table({
-        "row": pa.array(range(len(rows)), pa.int64()), "key:impression": list(ids),
-        "time": pa.array([d * DAY + h * 3_600_000 for d, h in zip(days, hours, strict=True)],
-                         pa.int64()),
-    })
+    return pa.table(
+        {
+            "row": pa.array(range(len(rows)), pa.int64()),
+            "key:impression": list(ids),
+            "time": pa.array(
+                [d * DAY + h * 3_600_000 for d, h in zip(days, hours, strict=True)], pa.int64()
+            ),
+        }
+    )
 
 
 # ------------------------------------------------------------------------------------ sources
@@ -94,13 +103,18 @@ def test_folders_globs_partitions_and_formats(plan, tmp_path):
     day = replace(source.fields[0], target="raw:day", column="day", kind="text")
     source = replace(source, path="a", fields=(*source.fields, day))
     files = sources.resolve(tmp_path, source)
-    assert [file.path[len(str(tmp_path)):] for file in files] == [
-        "/a/day=1/x.parquet", "/a/day=2/y.csv"]
+    assert [file.path[len(str(tmp_path)) :] for file in files] == [
+        "/a/day=1/x.parquet",
+        "/a/day=2/y.csv",
+    ]
     assert sources.resolve(tmp_path, replace(source, path="a/day=*")) == files
     assert len(sources.resolve(tmp_path, replace(source, path="a/**/*.csv"))) == 1
     sources.check(files, source)
-    tables = [validate(*block, source).good for task in sources.tasks(files, source)
-              for block in sources.read(task)]
+    tables = [
+        validate(*block, source).good
+        for task in sources.tasks(files, source)
+        for block in sources.read(task)
+    ]
     table = pa.concat_tables(tables)
     assert table["key:impression"].to_pylist() == ["1.0", "x,y"] * 2  # text stays as it is
     assert table["raw:day"].to_pylist() == ["1", "1", "2", "2"]
@@ -116,8 +130,11 @@ def test_folders_globs_partitions_and_formats(plan, tmp_path):
         (["1", "2.5", "x", ""], {"unit": "s"}, [1000, 2500, None, None]),
         ([1, None], {"unit": "us"}, [0, None]),
         ([1_700_000_000_123_456_789], {"unit": "ns"}, [1_700_000_000_123]),
-        (["2026-01-02", "2026-01-02T03:00:00+03:00", "1 May"], {},
-         [1_767_312_000_000, 1_767_312_000_000, None]),
+        (
+            ["2026-01-02", "2026-01-02T03:00:00+03:00", "1 May"],
+            {},
+            [1_767_312_000_000, 1_767_312_000_000, None],
+        ),
         (["20260102", "2026-01-02"], {"format": "%Y%m%d"}, [1_767_312_000_000, None]),
         ([20260102], {"format": "%Y%m%d"}, [1_767_312_000_000]),
         ([date(1970, 1, 2), None], {}, [DAY, None]),
@@ -133,8 +150,13 @@ def test_times(values, column, expected):
 
 
 def test_duplicates_and_contradictions():
-    table = pa.table({"row": [0, 1, 2, 3], "key:impression": ["a", "a", "a", "b"],
-                      "x": pa.array([1.0, 1.0, np.nan, np.nan], pa.float32())})
+    table = pa.table(
+        {
+            "row": [0, 1, 2, 3],
+            "key:impression": ["a", "a", "a", "b"],
+            "x": pa.array([1.0, 1.0, np.nan, np.nan], pa.float32()),
+        }
+    )
     joined = deduplicate(table, "impressions", "key:impression")
     assert joined.rows["row"].to_pylist() == [0, 3]
     assert joined.counts == {"duplicates_removed": 1}
@@ -145,20 +167,24 @@ def test_duplicates_and_contradictions():
 
 
 def test_windows_are_inclusive_and_the_funnel_is_repaired(plan):
-    rows = shown(("a", "u", "p", 1, 0, 1), ("b", "u", "p", 1, 0, 1), ("c", "u", "p", 1, 0, 0),
-                 ("d", "u", "p", 1, 0, 1))
+    rows = shown(
+        ("a", "u", "p", 1, 0, 1),
+        ("b", "u", "p", 1, 0, 1),
+        ("c", "u", "p", 1, 0, 0),
+        ("d", "u", "p", 1, 0, 1),
+    )
     buys = events(("a", 3, 0), ("b", 3, 1), ("c", 1, 1), ("d", 0, 23), ("x", 1, 1), ("a", 2, 0))
     joined = attribute(rows, {"buy": buys}, plan)
     assert joined.rows["label:buy"].to_pylist() == [1.0, 0.0, 0.0, 0.0]
     assert joined.rows["known:buy"][0].as_py() == 2 * DAY  # the first of two
-    assert joined.counts == {"actions_without_impression.buy": 1,
-                             "conversion_without_given.buy": 1}
+    assert joined.counts == {"actions_without_impression.buy": 1, "conversion_without_given.buy": 1}
 
 
 def test_table_join_fills_what_is_missing():
     rows = pa.table({"row": [0, 1], "key:item": ["p", "q"]})
-    table = pa.table({"row": [0], "key": ["q"], "raw:price": pa.array([2.0], pa.float32()),
-                      "raw:kind": ["k"]})
+    table = pa.table(
+        {"row": [0], "key": ["q"], "raw:price": pa.array([2.0], pa.float32()), "raw:kind": ["k"]}
+    )
     joined = join_table(rows, table, "item")
     assert joined.rows["raw:kind"].to_pylist() == ["", "k"]
     assert np.isnan(joined.rows["raw:price"][0].as_py())
@@ -171,8 +197,14 @@ def test_table_join_fills_what_is_missing():
 @pytest.fixture
 def labelled(plan):
     """u buys p2 (shown on day 1) on day 3 only; v comes on day 4 for the first time."""
-    rows = shown(("a", "u", "p1", 1, 1, 1), ("b", "u", "p2", 1, 2, 1), ("c", "u", "p3", 2, 1, 1),
-                 ("d", "u", "p4", 3, 1, 1), ("e", "u", "p1", 4, 1, 1), ("f", "v", "p1", 4, 1, 0))
+    rows = shown(
+        ("a", "u", "p1", 1, 1, 1),
+        ("b", "u", "p2", 1, 2, 1),
+        ("c", "u", "p3", 2, 1, 1),
+        ("d", "u", "p4", 3, 1, 1),
+        ("e", "u", "p1", 4, 1, 1),
+        ("f", "v", "p1", 4, 1, 0),
+    )
     return attribute(rows, {"buy": events(("b", 3, 1), ("c", 2, 2))}, plan).rows
 
 
@@ -244,8 +276,13 @@ def fraction_plan(keys):
 
 def test_fractions_are_near_their_shares_and_stable():
     n = 20_000
-    table = pa.table({"row": range(n), "key:user": [f"u{i % 100}" for i in range(n)],
-                      "raw:x": pa.array(np.arange(n), pa.float32())})
+    table = pa.table(
+        {
+            "row": range(n),
+            "key:user": [f"u{i % 100}" for i in range(n)],
+            "raw:x": pa.array(np.arange(n), pa.float32()),
+        }
+    )
     spec = fraction_plan("").spec
     rows = table.append_column("identity", pa.array(identity(table)))
     split = split_of(rows, spec)
@@ -267,8 +304,9 @@ def test_fractions_keep_requests_whole():
 
 def test_days_are_divided_inclusively(plan):
     first = (date(2026, 1, 1) - date(1970, 1, 1)).days
-    rows = pa.table({"day": pa.array([first - 9, first, first + 1, first + 2, first + 3],
-                                     pa.int32())})
+    rows = pa.table(
+        {"day": pa.array([first - 9, first, first + 1, first + 2, first + 3], pa.int32())}
+    )
     assert split_of(rows, plan.spec).tolist() == [0, 0, 1, 2, 3]
 
 
@@ -292,8 +330,11 @@ def test_partition_loses_nothing_and_is_stable():
 
 def test_statistics_merge_to_the_whole():
     values = np.array([1, 5, np.nan, 2, 2, 9], np.float32)
-    parts = NumberStats.of(values[:2]).merged(NumberStats.of(values[2:3])).merged(
-        NumberStats.of(values[3:]))
+    parts = (
+        NumberStats.of(values[:2])
+        .merged(NumberStats.of(values[2:3]))
+        .merged(NumberStats.of(values[3:]))
+    )
     report = parts.report()
     assert report["missing"] == 1 and report["mean"] == pytest.approx(np.nanmean(values))
     assert report["std"] == pytest.approx(np.nanstd(values))

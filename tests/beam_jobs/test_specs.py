@@ -39,9 +39,12 @@ def rows():
     n = 1000
     return pd.DataFrame(
         {
-            "user": rng.integers(0, 50, n), "item": rng.integers(0, 20, n),
-            "colour": rng.choice(["red", "green"], n), "size": rng.integers(0, 2000, n) / 10,
-            "click": rng.integers(0, 2, n), "seconds": rng.integers(0, 100, n),
+            "user": rng.integers(0, 50, n),
+            "item": rng.integers(0, 20, n),
+            "colour": rng.choice(["red", "green"], n),
+            "size": rng.integers(0, 2000, n) / 10,
+            "click": rng.integers(0, 2, n),
+            "seconds": rng.integers(0, 100, n),
         }
     ).drop_duplicates()
 
@@ -99,8 +102,11 @@ def test_rows_are_shuffled(table, rows):
 
 def test_a_second_run_is_the_same_and_replaces_only_features(table):
     folder, _ = table
-    before = {path: path.read_bytes() for path in sorted((folder / "features").rglob("*"))
-              if path.suffix == ".parquet" or (path.parent.name == "assets" and path.is_file())}
+    before = {
+        path: path.read_bytes()
+        for path in sorted((folder / "features").rglob("*"))
+        if path.suffix == ".parquet" or (path.parent.name == "assets" and path.is_file())
+    }
     run_features(loads(TABLE), folder / "rows.csv", folder / "features")
     assert len(before) > 8
     assert all(path.read_bytes() == content for path, content in before.items())

@@ -58,9 +58,7 @@ class TestUncertainty:
         assert gradient == pytest.approx(0.25 + 3)
         assert logs["loss"] == pytest.approx(3.25 + math.log(2))
         # s_a -= 0.1 (1 - 0.25); the other's 1 - 3 is held at -1.
-        np.testing.assert_allclose(
-            balancer.log_variance, [math.log(2) - 0.075, 0.1], rtol=1e-6
-        )
+        np.testing.assert_allclose(balancer.log_variance, [math.log(2) - 0.075, 0.1], rtol=1e-6)
 
     def test_the_optimum_is_the_log_of_the_loss(self) -> None:
         balancer = make_balancer("uncertainty", ["a", "b", "c"], learning_rate=0.3)
@@ -257,8 +255,9 @@ class TestEveryKind:
         tf.train.Checkpoint(balancer=again).restore(path).assert_consumed()
         for a, b in zip(first.variables, again.variables, strict=True):
             np.testing.assert_array_equal(a, b)
-        np.testing.assert_array_equal(linear(first, directions[3])[0],
-                                      linear(again, directions[3])[0])
+        np.testing.assert_array_equal(
+            linear(first, directions[3])[0], linear(again, directions[3])[0]
+        )
 
     def test_its_state_is_its_own(self, kind: str) -> None:
         assert make_balancer(kind, ["a", "b"]).trainable_variables == ()
@@ -343,12 +342,18 @@ def test_two_workers_equal_one_on_the_whole_batch(tmp_path: Path) -> None:
     for index in range(2):
         config = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
         root = str(Path(recsys.__file__).parents[1])
-        env = {**os.environ, "TF_CONFIG": json.dumps(config), "PYTHONPATH": root,
-               "CUDA_VISIBLE_DEVICES": ""}
+        env = {
+            **os.environ,
+            "TF_CONFIG": json.dumps(config),
+            "PYTHONPATH": root,
+            "CUDA_VISIBLE_DEVICES": "",
+        }
         command = [sys.executable, __file__, str(tmp_path), str(index)]
-        processes.append(subprocess.Popen(
-            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        ))
+        processes.append(
+            subprocess.Popen(
+                command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
     try:
         for process in processes:
             output, _ = process.communicate(timeout=500)

@@ -83,9 +83,7 @@ class TestFit:
         few, fresh = slice(0, 30_000), slice(30_000, None)
         assert 50 < y[few].sum() < 150
         loss = {
-            kind: metrics.log_loss(
-                y[fresh], fit_calibration(kind, y[few], x[few]).apply(x[fresh])
-            )
+            kind: metrics.log_loss(y[fresh], fit_calibration(kind, y[few], x[few]).apply(x[fresh]))
             for kind in ("platt", "isotonic")
         }
         assert loss["isotonic"] < 1.02 * loss["platt"]
@@ -120,8 +118,13 @@ class TestHostile:
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize(
         ("labels", "reason"),
-        [([0, 0, 0], "only label 0"), ([1, 1, 1], "only label 1"), ([1], "only label 1"),
-         ([], "no usable rows"), ([NAN, NAN], "no usable rows")],
+        [
+            ([0, 0, 0], "only label 0"),
+            ([1, 1, 1], "only label 1"),
+            ([1], "only label 1"),
+            ([], "no usable rows"),
+            ([NAN, NAN], "no usable rows"),
+        ],
     )
     def test_nothing_to_fit_is_identity_with_the_reason(self, kind, labels, reason) -> None:
         record = fit_calibration(kind, labels, np.linspace(-1, 1, len(labels)))
@@ -131,9 +134,7 @@ class TestHostile:
     def test_extreme_and_broken_logits(self, kind: str) -> None:
         y, x, _ = world(lambda t: t, 5000)
         clean = fit_calibration(kind, y, x)
-        dirty = fit_calibration(
-            kind, np.r_[y, 1, 0, NAN], np.r_[x, NAN, math.inf, 3.0]
-        )
+        dirty = fit_calibration(kind, np.r_[y, 1, 0, NAN], np.r_[x, NAN, math.inf, 3.0])
         assert dirty == clean
         record = fit_calibration(kind, [0, 1, 0, 1], [-1e4, 1e4, 1e4, -1e4])
         p = record.apply([-1e4, 0.0, 1e4])
@@ -225,10 +226,15 @@ class TestRecord:
 
     @pytest.mark.parametrize(
         ("kind", "parameters"),
-        [("beta", {}), ("platt", {"slope": 1.0}), ("temperature", {"temperature": 0.0}),
-         ("platt", {"slope": -1.0, "intercept": 0.0}),
-         ("temperature", {"temperature": NAN}),
-         ("isotonic", {"x": (0.0, 0.0), "y": (0.0, 1.0)}), ("isotonic", {"x": (), "y": ()})],
+        [
+            ("beta", {}),
+            ("platt", {"slope": 1.0}),
+            ("temperature", {"temperature": 0.0}),
+            ("platt", {"slope": -1.0, "intercept": 0.0}),
+            ("temperature", {"temperature": NAN}),
+            ("isotonic", {"x": (0.0, 0.0), "y": (0.0, 1.0)}),
+            ("isotonic", {"x": (), "y": ()}),
+        ],
     )
     def test_faulty_records_are_refused(self, kind, parameters) -> None:
         with pytest.raises(ValueError):
@@ -262,9 +268,7 @@ class TestLayer:
         for name in ("model", "model.keras"):
             model.save(tmp_path / name)
             again = tf_keras.models.load_model(tmp_path / name)
-            np.testing.assert_array_equal(
-                again(GRID[:, None]), model(GRID[:, None])
-            )
+            np.testing.assert_array_equal(again(GRID[:, None]), model(GRID[:, None]))
             assert again.get_layer("calibrated").get_config()["record"] == record.to_json()
         plain = tf.saved_model.load(str(tmp_path / "model"))
         np.testing.assert_allclose(

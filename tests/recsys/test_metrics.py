@@ -180,7 +180,13 @@ class TestTaskMetrics:
         y, p, g = [1.0, 0.0, NAN, 1.0], [0.8, 0.3, 0.9, 0.2], [1, 1, 1, 1]
         out = metrics.task_metrics(y, p, g)
         assert list(out) == [
-            "auc", "gauc", "log_loss", "normalized_entropy", "ece", "positives", "rows"
+            "auc",
+            "gauc",
+            "log_loss",
+            "normalized_entropy",
+            "ece",
+            "positives",
+            "rows",
         ]
         assert (out["auc"], out["gauc"], out["positives"], out["rows"]) == (0.5, 0.5, 2, 3)
         assert metrics.task_metrics(y, p)["gauc"] is None
@@ -198,12 +204,14 @@ class TestRegression:
         rng = np.random.default_rng(0)
         y, p = rng.normal(size=50), rng.normal(size=50)
         out = metrics.regression_metrics(np.r_[y, NAN], np.r_[p, 1.0])
-        assert out == pytest.approx({
-            "mae": sk.mean_absolute_error(y, p),
-            "rmse": sk.root_mean_squared_error(y, p),
-            "r2": sk.r2_score(y, p),
-            "rows": 50,
-        })
+        assert out == pytest.approx(
+            {
+                "mae": sk.mean_absolute_error(y, p),
+                "rmse": sk.root_mean_squared_error(y, p),
+                "r2": sk.r2_score(y, p),
+                "rows": 50,
+            }
+        )
 
     def test_undefined(self) -> None:
         nothing = {"mae": None, "rmse": None, "r2": None, "rows": 0}

@@ -131,20 +131,48 @@ def _save(folder: Path, scale: float) -> None:
             super().__init__()
             self.scale = tf.Variable(scale)
 
-        @tf.function(input_signature=[
-            tf.TensorSpec([None], tf.float32 if name in ("activity", "price", "ctr")
-                          else tf.string, name)
-            for name in ("user_id", "item_id", "country", "activity", "seen", "price", "tags",
-                         "ctr", "device")
-        ])
-        def raw(self, user_id, item_id, country, activity, seen, price, tags, ctr,  # type: ignore[no-untyped-def]
-                device):
+        @tf.function(
+            input_signature=[
+                tf.TensorSpec(
+                    [None], tf.float32 if name in ("activity", "price", "ctr") else tf.string, name
+                )
+                for name in (
+                    "user_id",
+                    "item_id",
+                    "country",
+                    "activity",
+                    "seen",
+                    "price",
+                    "tags",
+                    "ctr",
+                    "device",
+                )
+            ]
+        )
+        def raw(
+            self,
+            user_id,
+            item_id,
+            country,
+            activity,
+            seen,
+            price,
+            tags,
+            ctr,  # type: ignore[no-untyped-def]
+            device,
+        ):
             # Splitting "" gives one empty part for a separator that is not "".
             tag_count = tf.where(tags == "", 0.0, count(tags, "|"))
             seen_count = tf.where(seen == "", 0.0, count(seen, ","))
             click = self.scale / (
-                1.0 + filled(price, 3.0) + filled(activity, 2.0) + filled(ctr, 90.0)
-                + length(country) + length(item_id) + tag_count + 0.0 * length(user_id)
+                1.0
+                + filled(price, 3.0)
+                + filled(activity, 2.0)
+                + filled(ctr, 90.0)
+                + length(country)
+                + length(item_id)
+                + tag_count
+                + 0.0 * length(user_id)
             )
             given = 1.0 / (2.0 + length(device) + seen_count)
             return {

@@ -44,13 +44,19 @@ def measured(url: str) -> dict[str, float]:
 def check(item: dict[str, Any], expected: dict[str, float]) -> None:
     assert item["score"] == pytest.approx(expected["score"], rel=1e-5)
     assert item["probabilities"] == pytest.approx(
-        {name: value for name, value in expected.items() if name != "score"}, rel=1e-5)
+        {name: value for name, value in expected.items() if name != "score"}, rel=1e-5
+    )
 
 
 def test_a_known_user_and_known_items(url: str, by_hand: Callable[..., dict[str, float]]) -> None:
-    answer = post(url, {
-        "user": {"id": "u1"}, "context": {"device": "tv"}, "candidates": ["i1", "i2", "i3", 40],
-    }).json()
+    answer = post(
+        url,
+        {
+            "user": {"id": "u1"},
+            "context": {"device": "tv"},
+            "candidates": ["i1", "i2", "i3", 40],
+        },
+    ).json()
     user: dict[str, Any] = {"country": "de", "activity": 1.0, "seen": 2, "device": "tv"}
     expected = {
         "i1": by_hand(item="i1", price=5, tags=2, ctr=2, **user),
@@ -72,13 +78,20 @@ def test_a_known_user_and_known_items(url: str, by_hand: Callable[..., dict[str,
 def test_inline_features_stand_above_the_tables(
     url: str, by_hand: Callable[..., dict[str, float]]
 ) -> None:
-    answer = post(url, {
-        "user": {"id": "u1", "features": {"country": "norway", "seen": ["i1", "i2", "i3"],
-                                          "activity": None}},
-        "context": {"device": "tv", "shelf": "top"},
-        "candidates": [{"id": "i2", "features": {"price": 2.5, "tags": ["x", "y", "z"]}},
-                       {"id": "i1", "features": {"ctr": 0.25}}],
-    }).json()
+    answer = post(
+        url,
+        {
+            "user": {
+                "id": "u1",
+                "features": {"country": "norway", "seen": ["i1", "i2", "i3"], "activity": None},
+            },
+            "context": {"device": "tv", "shelf": "top"},
+            "candidates": [
+                {"id": "i2", "features": {"price": 2.5, "tags": ["x", "y", "z"]}},
+                {"id": "i1", "features": {"ctr": 0.25}},
+            ],
+        },
+    ).json()
     user: dict[str, Any] = {"country": "norway", "activity": 2, "seen": 3, "device": "tv"}
     by_id = {item["id"]: item for item in answer["items"]}
     # The counter of i2 on the top shelf is 7, by the context's column that no feature reads.
@@ -105,8 +118,11 @@ def test_a_user_by_features_alone(url: str, by_hand: Callable[..., dict[str, flo
 
 
 def test_nan_features_are_missing_ones(url: str, by_hand: Callable[..., dict[str, float]]) -> None:
-    answer = post(url, b'{"user": {"features": {"activity": NaN}}, "candidates": '
-                       b'[{"id": "i1", "features": {"price": NaN, "tags": null}}]}').json()
+    answer = post(
+        url,
+        b'{"user": {"features": {"activity": NaN}}, "candidates": '
+        b'[{"id": "i1", "features": {"price": NaN, "tags": null}}]}',
+    ).json()
     check(answer["items"][0], by_hand(item="i1"))
 
 
@@ -131,9 +147,7 @@ def test_top_k_ties_and_repeats(url: str) -> None:
         (b" " * 100_001, 413, "too long"),
     ],
 )
-def test_bad_requests_are_answered_in_words(
-    url: str, body: Any, status: int, message: str
-) -> None:
+def test_bad_requests_are_answered_in_words(url: str, body: Any, status: int, message: str) -> None:
     answer = post(url, body)
     assert answer.status_code == status
     error = answer.json()["error"]
@@ -153,8 +167,7 @@ def test_a_body_without_a_length_is_cut_at_the_limit(url: str) -> None:
 
 
 def test_other_paths_and_methods_are_answered_in_the_same_form(url: str) -> None:
-    for answer, status in ((httpx.get(f"{url}/nowhere"), 404),
-                           (httpx.get(f"{url}/v1/rank"), 405)):
+    for answer, status in ((httpx.get(f"{url}/nowhere"), 404), (httpx.get(f"{url}/v1/rank"), 405)):
         assert answer.status_code == status
         assert "GET" in answer.json()["error"]["message"]
 
@@ -194,13 +207,23 @@ def test_metrics_count_what_happened(url: str) -> None:
 
 def test_the_client_and_the_example(url: str, spec: Spec, features: Path) -> None:
     request = example_request(spec, features, n=3)
-    assert request == {"user": {"id": "u1"}, "context": {"device": "tv", "shelf": None},
-                       "candidates": ["i1", "i2", "i3"], "top_k": None}
+    assert request == {
+        "user": {"id": "u1"},
+        "context": {"device": "tv", "shelf": None},
+        "candidates": ["i1", "i2", "i3"],
+        "top_k": None,
+    }
     answer = client.rank(request, url)
     table = client.table(answer)
     assert table.row_count == 3
     assert [column.header for column in table.columns] == [
-        "rank", "item", "score", "click", "conversion", "conversion_given_click"]
+        "rank",
+        "item",
+        "score",
+        "click",
+        "conversion",
+        "conversion_given_click",
+    ]
     with pytest.raises(UserError, match="no candidates") as caught:
         client.rank({**request, "candidates": []}, url)
     assert caught.value.where == "candidates"

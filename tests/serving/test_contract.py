@@ -28,30 +28,47 @@ def refusal(contract: Contract, body: object) -> RequestError:
 
 
 def test_a_full_request(contract: Contract) -> None:
-    request = contract.parse(json.dumps({
-        "user": {"id": 7, "features": {"country": "fr", "seen": ["i1", 2], "activity": 3}},
-        "context": {"device": "tv", "shelf": "top"},
-        "candidates": [40, {"id": "i1", "features": {"price": 2, "tags": ["a", "b"]}}, "i2"],
-        "top_k": 2,
-    }).encode())
+    request = contract.parse(
+        json.dumps(
+            {
+                "user": {"id": 7, "features": {"country": "fr", "seen": ["i1", 2], "activity": 3}},
+                "context": {"device": "tv", "shelf": "top"},
+                "candidates": [
+                    40,
+                    {"id": "i1", "features": {"price": 2, "tags": ["a", "b"]}},
+                    "i2",
+                ],
+                "top_k": 2,
+            }
+        ).encode()
+    )
     assert request.user_key == "7"
     assert request.user == {"country": "fr", "activity": 3.0, "seen": "i1,2"}
     assert request.context == {"device": "tv", "shelf": "top"}
     assert request.ids == [40, "i1", "i2"]
     assert request.keys == ["40", "i1", "i2"]
-    assert {name: (at.tolist(), values.tolist()) for name, (at, values) in
-            request.items.items()} == {"price": ([1], [2.0]), "tags": ([1], ["a|b"])}
+    assert {
+        name: (at.tolist(), values.tolist()) for name, (at, values) in request.items.items()
+    } == {"price": ([1], [2.0]), "tags": ([1], ["a|b"])}
     assert request.top_k == 2
 
 
 def test_a_candidate_that_comes_twice_is_ranked_once_with_its_first_features(
     contract: Contract,
 ) -> None:
-    request = contract.parse(json.dumps({
-        "user": {"id": "u1"},
-        "candidates": [{"id": 40, "features": {"price": 1}}, "i1", "40",
-                       {"id": 40, "features": {"price": 9}}],
-    }).encode())
+    request = contract.parse(
+        json.dumps(
+            {
+                "user": {"id": "u1"},
+                "candidates": [
+                    {"id": 40, "features": {"price": 1}},
+                    "i1",
+                    "40",
+                    {"id": 40, "features": {"price": 9}},
+                ],
+            }
+        ).encode()
+    )
     assert request.ids == [40, "i1"]
     assert request.duplicates == 2
     assert request.items["price"][1].tolist() == [1.0]
@@ -84,24 +101,45 @@ GOOD = {"user": {"id": "u1"}, "candidates": ["i1"]}
         ({"candidates": [["i1"]]}, "candidates[0].id", "id does not fit"),
         ({"candidates": [{}]}, "candidates[0].id", "is missing"),
         ({"candidates": [{"id": 1, "price": 2}]}, "candidates[0].price", "unknown here"),
-        ({"candidates": ["i1", {"id": 2, "features": {"price": "dear"}}]},
-         "candidates[1].features.price", "`price` does not fit"),
-        ({"candidates": [{"id": 1, "features": {"price": [1]}}]},
-         "candidates[0].features.price", "`price` does not fit"),
-        ({"candidates": [{"id": 1, "features": {"price": {"eur": 1}}}]},
-         "candidates[0].features.price", "`price` does not fit"),
-        ({"candidates": [{"id": 1, "features": {"tags": [["a"]]}}]},
-         "candidates[0].features.tags", "`tags` does not fit"),
+        (
+            {"candidates": ["i1", {"id": 2, "features": {"price": "dear"}}]},
+            "candidates[1].features.price",
+            "`price` does not fit",
+        ),
+        (
+            {"candidates": [{"id": 1, "features": {"price": [1]}}]},
+            "candidates[0].features.price",
+            "`price` does not fit",
+        ),
+        (
+            {"candidates": [{"id": 1, "features": {"price": {"eur": 1}}}]},
+            "candidates[0].features.price",
+            "`price` does not fit",
+        ),
+        (
+            {"candidates": [{"id": 1, "features": {"tags": [["a"]]}}]},
+            "candidates[0].features.tags",
+            "`tags` does not fit",
+        ),
         ({"candidates": [{"id": 1, "features": 3}]}, "candidates[0].features", "no JSON object"),
         ({"user": None}, "user", "no JSON object"),
         ({"user": {}}, "user", "not given"),
         ({"user": {"id": {}}}, "user.id", "id does not fit"),
-        ({"user": {"id": "u1", "features": {"contry": "de"}}}, "user.features.contry",
-         "unknown here"),
-        ({"user": {"id": "u1", "features": {"country": ["de"]}}}, "user.features.country",
-         "`country` does not fit"),
-        ({"user": {"id": "u1", "features": {"activity": math.inf}}}, "user.features.activity",
-         "`activity` does not fit"),
+        (
+            {"user": {"id": "u1", "features": {"contry": "de"}}},
+            "user.features.contry",
+            "unknown here",
+        ),
+        (
+            {"user": {"id": "u1", "features": {"country": ["de"]}}},
+            "user.features.country",
+            "`country` does not fit",
+        ),
+        (
+            {"user": {"id": "u1", "features": {"activity": math.inf}}},
+            "user.features.activity",
+            "`activity` does not fit",
+        ),
         ({"context": {"device": {"os": "x"}}}, "context.device", "`device` does not fit"),
         ({"context": []}, "context", "no JSON object"),
         ({"top_k": 0}, "top_k", "too small"),
@@ -129,7 +167,10 @@ def test_all_faults_come_at_once(contract: Contract) -> None:
     body = refusal(contract, {"user": {"id": []}, "candidates": [None], "top_k": -1}).body()
     assert body["error"]["message"].startswith("The request has 3 faults; the first: ")
     assert [fault["where"] for fault in body["error"]["faults"]] == [
-        "user.id", "candidates[0].id", "top_k"]
+        "user.id",
+        "candidates[0].id",
+        "top_k",
+    ]
 
 
 def test_a_key_in_the_wrong_place_is_told_its_home(contract: Contract) -> None:
@@ -170,9 +211,13 @@ def test_the_schema_takes_what_the_parser_takes(contract: Contract) -> None:
     for body in (contract.example(), GOOD, {**GOOD, "context": None, "top_k": 4}):
         jsonschema.validate(body, schema)
         contract.parse(orjson.dumps(body))
-    for body in ({**GOOD, "candidates": []}, {**GOOD, "x": 1}, {**GOOD, "candidates": [1.5]},
-                 {**GOOD, "top_k": 0}, {"user": {"id": 1, "features": {"price": 1}},
-                                        "candidates": [1]}):
+    for body in (
+        {**GOOD, "candidates": []},
+        {**GOOD, "x": 1},
+        {**GOOD, "candidates": [1.5]},
+        {**GOOD, "top_k": 0},
+        {"user": {"id": 1, "features": {"price": 1}}, "candidates": [1]},
+    ):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(body, schema)
         refusal(contract, body)

@@ -20,8 +20,12 @@ from recsys.errors import UserError
 from recsys.spec import Spec
 from serving.engine import listen, running, serve
 
-BODY = {"user": {"id": "u1"}, "context": {"device": "tv"},
-        "candidates": ["i1", "i2", "i3", "new", 40], "top_k": 4}
+BODY = {
+    "user": {"id": "u1"},
+    "context": {"device": "tv"},
+    "candidates": ["i1", "i2", "i3", "new", 40],
+    "top_k": 4,
+}
 
 PROGRAM = """
 import sys
@@ -37,7 +41,9 @@ def process(models: Path, features: Path, engine: str) -> Iterator[tuple[str, su
     """The service in a process, once it answers; its URL and the process."""
     child = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(models), str(features), engine],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
     )
     lines: queue.Queue[str] = queue.Queue()
@@ -115,15 +121,17 @@ def test_an_engine_that_is_none(models: Path, features: Path) -> None:
         serve(models, features, host="203.0.113.1", port=0)
 
 
-def test_overload_is_turned_away_and_the_rest_is_answered(
-    models: Path, features: Path
-) -> None:
-    with running(models, features, threads=1) as url, httpx.Client(
-        limits=httpx.Limits(max_connections=100), timeout=60
-    ) as session:
+def test_overload_is_turned_away_and_the_rest_is_answered(models: Path, features: Path) -> None:
+    with (
+        running(models, features, threads=1) as url,
+        httpx.Client(limits=httpx.Limits(max_connections=100), timeout=60) as session,
+    ):
+
         def ask(_: int) -> httpx.Response:
-            return session.post(f"{url}/v1/rank", json={
-                "user": {"id": "u1"}, "candidates": [f"i{n}" for n in range(300)]})
+            return session.post(
+                f"{url}/v1/rank",
+                json={"user": {"id": "u1"}, "candidates": [f"i{n}" for n in range(300)]},
+            )
 
         with ThreadPoolExecutor(60) as pool:
             answers = list(pool.map(ask, range(300)))
@@ -140,12 +148,20 @@ def test_a_deadline_that_cannot_be_met(
     tmp_path: Path, features: Path, spec: Spec, publish: Callable[..., Path]
 ) -> None:
     # Some hundred thousand long ids take more than the millisecond that this spec allows.
-    hasty = spec.model_copy(update={"serve": spec.serve.model_copy(update={
-        "deadline_ms": 1, "max_candidates": 50_000, "max_body_bytes": 10_000_000})})
+    hasty = spec.model_copy(
+        update={
+            "serve": spec.serve.model_copy(
+                update={"deadline_ms": 1, "max_candidates": 50_000, "max_body_bytes": 10_000_000}
+            )
+        }
+    )
     models = publish(tmp_path / "models", 1, by=hasty)
     with running(models, features) as url:
-        answer = httpx.post(f"{url}/v1/rank", timeout=60, json={
-            "user": {"id": "u1"}, "candidates": [f"item {n}" for n in range(50_000)]})
+        answer = httpx.post(
+            f"{url}/v1/rank",
+            timeout=60,
+            json={"user": {"id": "u1"}, "candidates": [f"item {n}" for n in range(50_000)]},
+        )
         assert answer.status_code == 504
         assert answer.json()["error"]["expected"] == "1 ms (serve.deadline_ms)"
         # The late work ends and gives its place back.

@@ -36,6 +36,7 @@ def test_a_new_version_is_taken_up_without_a_failed_request(
     stop = threading.Event()
 
     with running(models, features, poll_seconds=0.05) as url:
+
         def ask() -> None:
             with httpx.Client() as session:
                 while not stop.is_set():
@@ -48,8 +49,9 @@ def test_a_new_version_is_taken_up_without_a_failed_request(
                         failures.append(answer.text)
                         continue
                     first = answer.json()["items"][0]
-                    answers.append((answer.json()["model_version"],
-                                    first["probabilities"]["click"]))
+                    answers.append(
+                        (answer.json()["model_version"], first["probabilities"]["click"])
+                    )
 
         threads = [threading.Thread(target=ask) for _ in range(3)]
         for thread in threads:
@@ -66,8 +68,10 @@ def test_a_new_version_is_taken_up_without_a_failed_request(
     assert failures == []
     assert {version for version, _ in answers} == {1, 2}
     # i2 has the sum 8: each answer is wholly of the version that it names.
-    assert all(click == pytest.approx({1: 1 / 8, 2: 0.5 / 8}[version], rel=1e-5)
-               for version, click in answers)
+    assert all(
+        click == pytest.approx({1: 1 / 8, 2: 0.5 / 8}[version], rel=1e-5)
+        for version, click in answers
+    )
     assert "recsys_model_version 2.0" in report and "recsys_model_swaps_total 2.0" in report
 
 
@@ -113,8 +117,9 @@ def test_a_version_of_another_signature_is_refused(
     features = write_features(tmp_path / "features", other)
     models = publish(tmp_path / "models", 1, by=other)
     Live(models, features, Metrics())  # more outputs than the spec has are no fault
-    renamed = spec.model_copy(update={"tasks": (
-        spec.tasks[0], spec.tasks[1].model_copy(update={"name": "sale"}))})
+    renamed = spec.model_copy(
+        update={"tasks": (spec.tasks[0], spec.tasks[1].model_copy(update={"name": "sale"}))}
+    )
     features = write_features(tmp_path / "features2", renamed)
     models = publish(tmp_path / "models2", 1, by=renamed)
     with pytest.raises(UserError, match="no output sale, sale_given_click in"):
@@ -163,8 +168,9 @@ def test_tables_of_other_features_are_refused_with_both_named(
 
 def changed(spec: Spec) -> Spec:
     """The spec with a feature encoded otherwise: other features, the same raw columns."""
-    text = spec.model_copy(update={"features": (
-        spec.features[0].model_copy(update={"dim": 3}), *spec.features[1:])})
+    text = spec.model_copy(
+        update={"features": (spec.features[0].model_copy(update={"dim": 3}), *spec.features[1:])}
+    )
     return text
 
 

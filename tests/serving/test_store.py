@@ -30,9 +30,14 @@ def test_rows_come_in_the_order_of_the_keys(features: Path, spec: Spec) -> None:
 
 def test_counters_are_joined_by_all_their_columns(features: Path) -> None:
     store = LocalStore(features)
-    by = [np.array(values, dtype=object) for values in
-          (["i1", "i2", "i2", "i2", "i9"], ["tv", "tv", "tv", "pc", "tv"],
-           ["", "", "top", "", ""])]
+    by = [
+        np.array(values, dtype=object)
+        for values in (
+            ["i1", "i2", "i2", "i2", "i9"],
+            ["tv", "tv", "tv", "pc", "tv"],
+            ["", "", "top", "", ""],
+        )
+    ]
     assert store.count("ctr", by).tolist() == [2.0, 0.0, 7.0, 1.0, 1.0]
 
 

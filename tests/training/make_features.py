@@ -86,7 +86,9 @@ def make_features(
     make_transform(folder / "transform" / "transform_fn")
     (folder / "spec.yaml").write_text(dumps(spec))
     write_manifest(
-        folder, "features", {"features": fingerprints(spec)["features"]},
+        folder,
+        "features",
+        {"features": fingerprints(spec)["features"]},
         {"spec": spec.name, "rows": counts, "tables": TABLES},
     )
     return folder
@@ -114,7 +116,5 @@ def make_transform(folder: Path) -> None:
 
     module = Transform()
     text = {name: tf.TensorSpec([None], tf.string) for name in ("user", "item", "tags", "device")}
-    module.transform_fn.get_concrete_function(
-        {**text, "price": tf.TensorSpec([None], tf.float32)}
-    )
+    module.transform_fn.get_concrete_function({**text, "price": tf.TensorSpec([None], tf.float32)})
     tf.saved_model.save(module, str(folder))

@@ -45,10 +45,7 @@ def test_most_ece_of_each_task() -> None:
 def test_drop_against_the_champion() -> None:
     decision = decide(found(0.74, 0.70), found(0.75, 0.60), gated(max_auc_drop=0.005))
     assert decision == Reject(
-        (
-            "click: AUC 0.7400 is 0.0100 below the champion's 0.7500; "
-            "at most 0.0050 is allowed",
-        )
+        ("click: AUC 0.7400 is 0.0100 below the champion's 0.7500; at most 0.0050 is allowed",)
     )
     decision = decide(found(0.746), found(0.75), gated(max_auc_drop=0.005))
     assert isinstance(decision, Promote)

@@ -60,8 +60,11 @@ def test_workers_together_read_the_batches_of_one(features: Path, workers: int) 
     alone = list(dataset(load_rows(spec, split), one, 0, seed=5, epoch=1).as_numpy_iterator())
     plan = make_plan(split.rows, 64, workers)
     parts = [
-        list(dataset(load_rows(spec, split, *plan.share(n)), plan, n, seed=5, epoch=1)
-             .as_numpy_iterator())
+        list(
+            dataset(
+                load_rows(spec, split, *plan.share(n)), plan, n, seed=5, epoch=1
+            ).as_numpy_iterator()
+        )
         for n in range(workers)
     ]
     assert len(alone) == 31 and {len(part) for part in parts} == {31}

@@ -31,9 +31,7 @@ def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_features(tmp_path_factory.mktemp("larger") / "features", train=20_000, other=1000)
 
 
-def test_a_run_survives_the_loss_of_a_worker(
-    machine: None, larger: Path, tmp_path: Path
-) -> None:
+def test_a_run_survives_the_loss_of_a_worker(machine: None, larger: Path, tmp_path: Path) -> None:
     spec = small_spec(checkpoint_every=25)
     run, alone = tmp_path / "run", tmp_path / "alone"
     run.mkdir()

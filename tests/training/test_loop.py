@@ -118,9 +118,7 @@ def test_a_killed_writer_leaves_no_checkpoint(features: Path, tmp_path: Path) ->
     assert Store(tmp_path).names() == []
 
 
-def test_two_workers_end_like_one(
-    features: Path, tmp_path: Path, whole: tuple[Path, Any]
-) -> None:
+def test_two_workers_end_like_one(features: Path, tmp_path: Path, whole: tuple[Path, Any]) -> None:
     fit_in_processes(features, tmp_path, 2)
     for left, right in zip(history(tmp_path), history(whole[0]), strict=True):
         assert left["step"] == right["step"]
@@ -131,8 +129,15 @@ def test_two_workers_end_like_one(
 def test_early_stopping_keeps_the_best(features: Path, tmp_path: Path) -> None:
     # So high a rate that the first epoch is the best, and later ones overfit.
     spec = small_spec(epochs=9, table_learning_rate=1.0, dense_learning_rate=0.03)
-    spec = spec.model_copy(update={"train": spec.train.model_copy(update={
-        "early_stopping": spec.train.early_stopping.model_copy(update={"patience": 2})})})
+    spec = spec.model_copy(
+        update={
+            "train": spec.train.model_copy(
+                update={
+                    "early_stopping": spec.train.early_stopping.model_copy(update={"patience": 2})
+                }
+            )
+        }
+    )
     last = weights(fit(Job(spec, features, tmp_path)))
     scores = [record["score"] for record in history(tmp_path)]
     best = int(np.argmax(scores))

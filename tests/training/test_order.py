@@ -14,7 +14,8 @@ from training.order import ShardOrder, make_plan, thin_negatives
 
 
 @given(
-    rows=st.integers(16, 5000), batch=st.sampled_from([4, 10, 64, 100, 1024]),
+    rows=st.integers(16, 5000),
+    batch=st.sampled_from([4, 10, 64, 100, 1024]),
     workers=st.integers(1, 9),
 )
 @settings(max_examples=200, deadline=None)
@@ -62,7 +63,8 @@ def test_an_order_is_a_permutation_that_can_be_entered_anywhere(
 def test_epochs_and_seeds_differ() -> None:
     orders = [
         ShardOrder(100, seed=seed, epoch=epoch, shard=0).rows(0, 100).tolist()
-        for seed in (0, 1) for epoch in (0, 1)
+        for seed in (0, 1)
+        for epoch in (0, 1)
     ]
     assert len({tuple(order) for order in orders}) == 4
 

@@ -26,8 +26,7 @@ def run(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     stages: list[str] = []
-    training.train(small_spec(), features, folder,
-                   progress=lambda stage, *_: stages.append(stage))
+    training.train(small_spec(), features, folder, progress=lambda stage, *_: stages.append(stage))
     assert [s for s in dict.fromkeys(stages)] == ["read", "build", "train", "validate", "finish"]
     return folder
 

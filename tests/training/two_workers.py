@@ -23,13 +23,15 @@ def fit_in_processes(features: Path, run: Path, workers: int, **train: object) -
     processes = []
     for rank in range(workers):
         config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
-        environment = {**os.environ, "TF_CONFIG": json.dumps(config),
-                       "TF_NUM_INTRAOP_THREADS": "1"}
+        environment = {**os.environ, "TF_CONFIG": json.dumps(config), "TF_NUM_INTRAOP_THREADS": "1"}
         arguments = [str(features), str(run), str(rank), str(workers), json.dumps(train)]
         processes.append(
             subprocess.Popen(
-                [sys.executable, __file__, *arguments], env=environment, text=True,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                [sys.executable, __file__, *arguments],
+                env=environment,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
             )
         )
     outputs = [process.communicate(timeout=240)[0] for process in processes]

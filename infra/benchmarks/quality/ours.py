@@ -1,6 +1,6 @@
 """Train a spec once and predict through its export: a process of its own.
 
-    python -m infra.benchmarks.quality.ours SPEC --features FEATURES --run RUN --out OUT
+python -m infra.benchmarks.quality.ours SPEC --features FEATURES --run RUN --out OUT
 """
 
 from __future__ import annotations
@@ -80,15 +80,23 @@ def main() -> None:
     trained: dict[str, Any] = manifest["trained"]
     given.out.mkdir(parents=True, exist_ok=True)
     for split in ("validation", "test"):
-        np.save(given.out / f"{split}.npy", predict(spec, given.run / "export", given.features,
-                                                    split))
-    write_json(given.out / "result.json", {
-        "notes": {"epoch": int(trained["best_epoch"]) + 1,
-                  "calibration": {name: value["calibration"] for name, value in
-                                  read_json(given.run / "calibration.json").items()}},
-        "step_ms": clock.step_ms,
-        "seconds": time.perf_counter() - began,
-    })
+        np.save(
+            given.out / f"{split}.npy", predict(spec, given.run / "export", given.features, split)
+        )
+    write_json(
+        given.out / "result.json",
+        {
+            "notes": {
+                "epoch": int(trained["best_epoch"]) + 1,
+                "calibration": {
+                    name: value["calibration"]
+                    for name, value in read_json(given.run / "calibration.json").items()
+                },
+            },
+            "step_ms": clock.step_ms,
+            "seconds": time.perf_counter() - began,
+        },
+    )
 
 
 if __name__ == "__main__":

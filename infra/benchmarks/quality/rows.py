@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from recsys.artifacts import read_manifest, write_folder, write_json
-from recsys.schema import ModelInput, encoding_of, label_column, model_inputs, slice_column
 from recsys.schema import USER_KEY as USER
+from recsys.schema import ModelInput, encoding_of, label_column, model_inputs, slice_column
 from recsys.schema import raw_columns as raw
 from recsys.spec.records import History, Spec
 
@@ -52,8 +52,9 @@ def parts(features: Path, split: str) -> list[Path]:
 
 def read(features: Path, split: str, columns: list[str]) -> pa.Table:
     """Columns of a split, in the order in which all predictions are made."""
-    return pa.concat_tables([pq.read_table(part, columns=columns)
-                             for part in parts(features, split)])
+    return pa.concat_tables(
+        [pq.read_table(part, columns=columns) for part in parts(features, split)]
+    )
 
 
 def read_keys(spec: Spec, features: Path, split: str) -> Keys:
@@ -77,21 +78,30 @@ def write_shared(spec: Spec, features: Path, folder: Path) -> None:
     """Write the shared rows of a features folder."""
     tables = read_manifest(features, "features")["tables"]
     computed = {column.name for column in raw(spec) if column.computed}
-    inputs = [item for item in model_inputs(spec)
-              if not isinstance(spec.feature(item.name).encode, History)]
+    inputs = [
+        item
+        for item in model_inputs(spec)
+        if not isinstance(spec.feature(item.name).encode, History)
+    ]
     described: dict[str, list[dict[str, Any]]] = {"ids": [], "numbers": []}
     for item in inputs:
         feature = spec.feature(item.name)
         kind = "ids" if item.kind in ("id", "ids") else "numbers"
-        column: dict[str, Any] = {"name": item.name, "owner": feature.owner,
-                                  "computed": item.name in computed}
+        column: dict[str, Any] = {
+            "name": item.name,
+            "owner": feature.owner,
+            "computed": item.name in computed,
+        }
         if kind == "ids":
             column["rows"] = item.buckets + 1 if item.buckets else tables[item.table]
             column["ordered"] = encoding_of(feature).kind == "quantiles"
         times = min(VALUES_OF_A_LIST, item.length) if item.kind == "ids" else 1
         described[kind] += [column] * times
-    widths = {"dim": spec.model.dim, "shared": list(spec.model.shared),
-              "towers": list(spec.model.towers)}
+    widths = {
+        "dim": spec.model.dim,
+        "shared": list(spec.model.shared),
+        "towers": list(spec.model.towers),
+    }
     tasks = [{"name": task.name, "given": task.given} for task in spec.tasks]
     scale: tuple[NDArray[Any], NDArray[Any]] | None = None
     with write_folder(folder) as aside:
@@ -99,8 +109,9 @@ def write_shared(spec: Spec, features: Path, folder: Path) -> None:
             table = read(features, split, [item.name for item in inputs])
             columns = [(item, _values(table, item)) for item in inputs]
             ids = _stack([v for i, v in columns if i.kind in ("id", "ids")], len(table), np.int32)
-            numbers = _stack([v for i, v in columns if i.kind in ("number", "numbers")],
-                             len(table), np.float32)
+            numbers = _stack(
+                [v for i, v in columns if i.kind in ("number", "numbers")], len(table), np.float32
+            )
             if scale is None:
                 scale = numbers.mean(0), numbers.std(0) + 1e-6
             numbers = ((numbers - scale[0]) / scale[1]).astype(np.float32)

@@ -34,9 +34,7 @@ def score(spec: Spec, keys: Keys, probs: NDArray[Any]) -> dict[str, Metrics]:
     return found
 
 
-def _measure(
-    spec: Spec, labels: NDArray[Any], probs: NDArray[Any], users: NDArray[Any]
-) -> Metrics:
+def _measure(spec: Spec, labels: NDArray[Any], probs: NDArray[Any], users: NDArray[Any]) -> Metrics:
     names = [task.name for task in spec.tasks]
     found: Metrics = {}
     for at, task in enumerate(spec.tasks):
@@ -46,7 +44,8 @@ def _measure(
             on = labels[:, parent] == 1
             given = probs[on, at] / np.maximum(probs[on, parent], 1e-9)
             found[conditional_name(task.name, task.given)] = metrics.task_metrics(
-                labels[on, at], np.minimum(given, 1.0), users[on])
+                labels[on, at], np.minimum(given, 1.0), users[on]
+            )
     return found
 
 

@@ -189,8 +189,11 @@ def test_three_stages() -> None:
 
 
 def test_regression_losses() -> None:
-    tasks = [CLICK, TaskLoss("time", "click", loss="mse"),
-             TaskLoss("value", loss="huber", huber_delta=2.0)]
+    tasks = [
+        CLICK,
+        TaskLoss("time", "click", loss="mse"),
+        TaskLoss("value", loss="huber", huber_delta=2.0),
+    ]
     out = run(
         tasks,
         {"click": [1, 0], "time": [3, 9], "value": [1, 10]},
@@ -246,11 +249,19 @@ def test_columns_half_precision_and_graph() -> None:
 
 
 def test_gradient_equals_numeric_differences() -> None:
-    tasks = [CLICK, TaskLoss("conversion", "click", loss="focal", alpha=0.3, gamma=1.5),
-             TaskLoss("buy", "conversion", "masked"), TaskLoss("time", loss="huber")]
+    tasks = [
+        CLICK,
+        TaskLoss("conversion", "click", loss="focal", alpha=0.3, gamma=1.5),
+        TaskLoss("buy", "conversion", "masked"),
+        TaskLoss("time", loss="huber"),
+    ]
     loss = MultiTaskLoss(tasks)
-    labels = {"click": [1, 1, 0, 1], "conversion": [1, 0, 0, 1], "buy": [1, NAN, 0, 0],
-              "time": [0.1, 5.0, NAN, 0.0]}
+    labels = {
+        "click": [1, 1, 0, 1],
+        "conversion": [1, 0, 0, 1],
+        "buy": [1, NAN, 0, 0],
+        "time": [0.1, 5.0, NAN, 0.0],
+    }
     names = list(labels)
     rng = np.random.default_rng(0)
     x = [tf.constant(rng.normal(size=4)) for _ in names]

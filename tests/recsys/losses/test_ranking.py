@@ -101,9 +101,7 @@ def test_extreme_logits(loss, dtype: tf.DType) -> None:
 def test_rows_without_label_are_left_out(loss) -> None:
     y, x, g = [1.0, 0.0, 1.0], [0.3, 0.8, -1.0], [1, 1, 2]
     expected = loss(tf.constant(y), tf.constant(x), tf.constant(g))
-    with_nan = loss(
-        tf.constant([math.nan, *y]), tf.constant([9.0, *x]), tf.constant([1, *g])
-    )
+    with_nan = loss(tf.constant([math.nan, *y]), tf.constant([9.0, *x]), tf.constant([1, *g]))
     np.testing.assert_allclose(with_nan, expected, rtol=1e-6)
 
 

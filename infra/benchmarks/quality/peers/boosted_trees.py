@@ -7,8 +7,12 @@ import numpy as np
 from shared import Answer, Data, Options, Rows, join
 
 MANY = 1000
-CANDIDATES = ({"leaves": 31, "ids": True}, {"leaves": 31, "ids": False},
-              {"leaves": 15, "ids": False}, {"leaves": 15, "ids": True})
+CANDIDATES = (
+    {"leaves": 31, "ids": True},
+    {"leaves": 31, "ids": False},
+    {"leaves": 15, "ids": False},
+    {"leaves": 15, "ids": True},
+)
 """Leaves a tree, and whether id columns of more than `MANY` rows take part."""
 
 
@@ -21,25 +25,43 @@ def train(model: str, data: Data, options: Options) -> Answer:
     answers = []
     for task in range(len(data.tasks)):
         train_set = lgb.Dataset(
-            matrices["train"], data.splits["train"].labels[:, task],
-            categorical_feature=categories, free_raw_data=False,
+            matrices["train"],
+            data.splits["train"].labels[:, task],
+            categorical_feature=categories,
+            free_raw_data=False,
         )
-        valid_set = lgb.Dataset(matrices["validation"],
-                                data.splits["validation"].labels[:, task], reference=train_set)
+        valid_set = lgb.Dataset(
+            matrices["validation"], data.splits["validation"].labels[:, task], reference=train_set
+        )
         booster = lgb.train(
-            {"objective": "binary", "metric": "auc", "learning_rate": 0.05,
-             "num_leaves": chosen["leaves"], "min_child_samples": 50, "feature_fraction": 0.6,
-             "bagging_fraction": 0.8, "bagging_freq": 1, "cat_smooth": 50.0, "cat_l2": 50.0,
-             "min_data_per_group": 100, "num_threads": options.threads, "seed": options.seed,
-             "verbose": -1},
-            train_set, 2000, valid_sets=[valid_set],
+            {
+                "objective": "binary",
+                "metric": "auc",
+                "learning_rate": 0.05,
+                "num_leaves": chosen["leaves"],
+                "min_child_samples": 50,
+                "feature_fraction": 0.6,
+                "bagging_fraction": 0.8,
+                "bagging_freq": 1,
+                "cat_smooth": 50.0,
+                "cat_l2": 50.0,
+                "min_data_per_group": 100,
+                "num_threads": options.threads,
+                "seed": options.seed,
+                "verbose": -1,
+            },
+            train_set,
+            2000,
+            valid_sets=[valid_set],
             callbacks=[lgb.early_stopping(60, verbose=False)],
         )
-        answers.append(Answer(
-            np.asarray(booster.predict(matrices["validation"]))[:, None],
-            np.asarray(booster.predict(matrices["test"]))[:, None],
-            {"rounds": booster.best_iteration},
-        ))
+        answers.append(
+            Answer(
+                np.asarray(booster.predict(matrices["validation"]))[:, None],
+                np.asarray(booster.predict(matrices["test"]))[:, None],
+                {"rounds": booster.best_iteration},
+            )
+        )
     answer = join(answers)
     answer.notes.update(chosen)
     return answer

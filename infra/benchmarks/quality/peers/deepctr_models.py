@@ -44,13 +44,29 @@ def _network(model: str, data: Data, seed: int) -> Any:
     widths, names = data.widths, [task.name for task in data.tasks]
     columns = [SparseFeat(f"s{i}", size, widths["dim"]) for i, size in enumerate(data.sizes)]
     columns += [DenseFeat(f"d{i}", 1) for i in range(data.splits["train"].numbers.shape[1])]
-    common = {"dnn_dropout": DROPOUT, "seed": seed, "task_names": names,
-              "task_types": ["binary"] * len(names)}
+    common = {
+        "dnn_dropout": DROPOUT,
+        "seed": seed,
+        "task_names": names,
+        "task_types": ["binary"] * len(names),
+    }
     shared, towers = tuple(widths["shared"]), tuple(widths["towers"])
     if model == "esmm":
         return ESMM(columns, tower_dnn_hidden_units=shared + towers, **common)
     if model == "mmoe":
-        return MMOE(columns, num_experts=4, expert_dnn_hidden_units=shared,
-                    tower_dnn_hidden_units=towers, **common)
-    return PLE(columns, shared_expert_num=2, specific_expert_num=1, num_levels=1,
-               expert_dnn_hidden_units=shared, tower_dnn_hidden_units=towers, **common)
+        return MMOE(
+            columns,
+            num_experts=4,
+            expert_dnn_hidden_units=shared,
+            tower_dnn_hidden_units=towers,
+            **common,
+        )
+    return PLE(
+        columns,
+        shared_expert_num=2,
+        specific_expert_num=1,
+        num_levels=1,
+        expert_dnn_hidden_units=shared,
+        tower_dnn_hidden_units=towers,
+        **common,
+    )

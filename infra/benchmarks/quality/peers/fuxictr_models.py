@@ -22,8 +22,9 @@ class DeepFM(torch.nn.Module):
         super().__init__()
         self.embedding = FeatureEmbedding(features, dim)
         self.fm = FactorizationMachine(features)
-        self.tower = MLP_Block(features.sum_emb_out_dim(), widths, output_dim=1,
-                               dropout_rates=DROPOUT)
+        self.tower = MLP_Block(
+            features.sum_emb_out_dim(), widths, output_dim=1, dropout_rates=DROPOUT
+        )
 
     def forward(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Logits [batch, 1]."""

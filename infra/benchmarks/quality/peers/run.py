@@ -9,8 +9,12 @@ import os
 import time
 from pathlib import Path
 
-HOMES = {"lightgbm": "boosted_trees", "deepctr": "deepctr_models", "rechub": "rechub_models",
-         "fuxictr": "fuxictr_models"}
+HOMES = {
+    "lightgbm": "boosted_trees",
+    "deepctr": "deepctr_models",
+    "rechub": "rechub_models",
+    "fuxictr": "fuxictr_models",
+}
 
 
 def main() -> None:
@@ -38,11 +42,16 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     np.save(given.out / "validation.npy", answer.validation.astype(np.float32))
     np.save(given.out / "test.npy", answer.test.astype(np.float32))
-    (given.out / "result.json").write_text(json.dumps({
-        "score": shared.mean_auc(data.splits["validation"].labels, answer.validation),
-        "notes": answer.notes, "step_ms": answer.step_ms,
-        "seconds": time.perf_counter() - began,
-    }))
+    (given.out / "result.json").write_text(
+        json.dumps(
+            {
+                "score": shared.mean_auc(data.splits["validation"].labels, answer.validation),
+                "notes": answer.notes,
+                "step_ms": answer.step_ms,
+                "seconds": time.perf_counter() - began,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -41,8 +41,11 @@ def fit(
         order = torch.from_numpy(rng.permutation(len(labels)))
         for chosen in order.split(BATCH)[: max(1, len(labels) // BATCH)]:
             probs = forward(ids[chosen].long(), numbers[chosen]).clamp(1e-6, 1.0 - 1e-6)
-            loss = torch.nn.functional.binary_cross_entropy(
-                probs, labels[chosen], reduction="none").mean(0).sum()
+            loss = (
+                torch.nn.functional.binary_cross_entropy(probs, labels[chosen], reduction="none")
+                .mean(0)
+                .sum()
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -50,11 +53,15 @@ def fit(
     def predict(part: Rows) -> np.ndarray:
         module.eval()
         with torch.no_grad():
-            return np.concatenate([
-                forward(torch.from_numpy(part.ids[at : at + PREDICT_ROWS]).long(),
-                        torch.from_numpy(part.numbers[at : at + PREDICT_ROWS])).numpy()
-                for at in range(0, len(part.labels), PREDICT_ROWS)
-            ])
+            return np.concatenate(
+                [
+                    forward(
+                        torch.from_numpy(part.ids[at : at + PREDICT_ROWS]).long(),
+                        torch.from_numpy(part.numbers[at : at + PREDICT_ROWS]),
+                    ).numpy()
+                    for at in range(0, len(part.labels), PREDICT_ROWS)
+                ]
+            )
 
     answer = best_epoch(data, options, columns, train_epoch, predict)
     answer.notes["learning_rate"] = rate

@@ -1,0 +1,181 @@
+"""A table of another domain: many numbers, few rows an item, most test items never seen.
+
+Twelve days of listings that live three days each: on the last day, the test split, two thirds
+of the items were not there in training. Two thirds of the signal lie in thirty numeric columns
+(skewed, with gaps, partly interacting), which is where boosted trees are at home; the rest in
+categories, in what users like, and in the quality of the single item.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import yaml
+from numpy.typing import NDArray
+
+from recsys.artifacts import write_folder
+from recsys.spec import Spec, loads
+
+Layout = Literal["funnel", "parallel"]
+
+DAYS, LIFE = 12, 3
+START = datetime(2024, 3, 1, tzinfo=UTC)
+USERS, CATEGORIES, SEGMENTS, DEVICES = 15_000, 40, 12, 5
+ROWS_A_NEW_ITEM = 125
+NUMBERS = {"user": 8, "item": 12, "context": 10}
+TABLE = "listings.csv"
+TASKS = {"funnel": ("click", "conversion"), "parallel": ("like", "share")}
+
+
+def generate(folder: Path, layout: Layout, rows: int = 150_000, seed: int = 0) -> None:
+    """Write `listings.csv`, one row an impression, and `truth.csv` with its probabilities.
+
+    Args:
+        folder: The folder to make.
+        layout: `funnel` (a conversion follows a click) or `parallel` (like, share).
+        rows: How many impressions.
+        seed: The same seed gives the same files.
+    """
+    rng = np.random.default_rng(seed)
+    day = np.sort(rng.integers(0, DAYS, rows))
+    born, fresh = day - rng.integers(0, LIFE, rows) + LIFE, max(1, rows // ROWS_A_NEW_ITEM)
+    # A few of a day's new items are shown often.
+    item = born * fresh + (fresh * rng.random(rows) ** 1.6).astype(int)
+    user = np.minimum((rng.pareto(1.2, rows) * USERS / 12).astype(int), USERS - 1)
+    items = (DAYS + LIFE) * fresh
+    owners = {"user": USERS, "item": items, "context": rows}
+    index = {"user": user, "item": item, "context": np.arange(rows)}
+    numbers = {
+        f"{owner}_{chr(97 + at)}": _shape(rng.normal(size=owners[owner]), at)[index[owner]]
+        for owner, count in NUMBERS.items()
+        for at in range(count)
+    }
+    category, segment = rng.integers(0, CATEGORIES, items), rng.integers(0, SEGMENTS, USERS)
+    device = rng.integers(0, DEVICES, rows)
+    # What a user likes lies between the user and the categories; quality lies in the item alone.
+    taste, style = rng.normal(size=(USERS, 4)), rng.normal(size=(CATEGORIES, 4))
+    by_segment = rng.normal(size=(SEGMENTS, CATEGORIES))
+    quality = rng.normal(size=(items, 2))
+    logits = []
+    for task in range(2):
+        from_numbers = _standard(_response(rng, list(numbers.values())))
+        from_ids = _standard(
+            0.6 * (taste[user] * style[category[item]]).sum(1) / 2
+            + 0.7 * by_segment[segment[user], category[item]]
+            + 0.5 * rng.normal(size=DEVICES)[device]
+            + 0.8 * quality[item, task]
+        )
+        logits.append(1.1 * from_numbers + 0.8 * from_ids - (1.3, 1.0)[task])
+    if layout == "parallel":
+        logits[1] = 0.6 * logits[1] + 0.4 * logits[0] - 0.8
+    probs = [1 / (1 + np.exp(-logit)) for logit in logits]
+    labels = [(rng.random(rows) < prob).astype(np.int8) for prob in probs]
+    if layout == "funnel":
+        labels[1] *= labels[0]
+        probs[1] = probs[1] * probs[0]
+    gaps = {
+        name: np.where(rng.random(rows) < 0.1, np.nan, values) if at % 4 == 0 else values
+        for at, (name, values) in enumerate(numbers.items())
+    }
+    second = rng.integers(0, 86_400, rows)
+    when = [
+        (START + timedelta(days=int(d), seconds=int(s))).isoformat()
+        for d, s in zip(day, second, strict=True)
+    ]
+    table: dict[str, Any] = {
+        "time": when,
+        "user_id": _names("u", user),
+        "item_id": _names("i", item),
+        "category": _names("c", category[item]),
+        "segment": _names("s", segment[user]),
+        "device": _names("d", device),
+        **{
+            name: pa.array(values.astype(np.float32), from_pandas=True)
+            for name, values in gaps.items()
+        },
+        **dict(zip(TASKS[layout], labels, strict=True)),
+    }
+    truth = {f"p_{name}": prob for name, prob in zip(TASKS[layout], probs, strict=True)}
+    with write_folder(folder) as aside:
+        pyarrow.csv.write_csv(pa.table(table), aside / TABLE)
+        pyarrow.csv.write_csv(pa.table(truth), aside / "truth.csv")
+
+
+def spec(layout: Layout) -> Spec:
+    """A spec for the table, with the shipped defaults of model and training."""
+    first, second = TASKS[layout]
+    last = START.date() + timedelta(days=DAYS - 1)
+    features: list[dict[str, Any]] = [
+        {"name": "user_id", "owner": "user", "encode": {"kind": "vocabulary", "min_count": 2}},
+        {"name": "item_id", "owner": "item", "encode": {"kind": "vocabulary", "min_count": 5}},
+        {"name": "category", "owner": "item", "encode": "vocabulary"},
+        {"name": "segment", "owner": "user", "encode": "vocabulary"},
+        {"name": "device", "owner": "context", "encode": "vocabulary"},
+    ]
+    features += [
+        {"name": f"{owner}_{chr(97 + at)}", "owner": owner, "encode": "piecewise"}
+        for owner, count in NUMBERS.items()
+        for at in range(count)
+    ]
+    tree = {
+        "name": f"listings_{layout}",
+        "data": {
+            "impressions": TABLE,
+            "keys": {"user": "user_id", "item": "item_id"},
+            "time": {"column": "time", "unit": "iso"},
+            "split": {
+                "train_to": last - timedelta(days=2),
+                "validation_to": last - timedelta(days=1),
+                "test_to": last,
+            },
+        },
+        "features": features,
+        "tasks": [
+            {"name": first, "label": {"column": first}},
+            {
+                "name": second,
+                "label": {"column": second},
+                **({"given": first} if layout == "funnel" else {}),
+            },
+        ],
+    }
+    return loads(yaml.safe_dump(tree, sort_keys=False), f"listings_{layout}")
+
+
+def _shape(values: NDArray[Any], at: int) -> NDArray[Any]:
+    """Numbers as tables have them: symmetric, skewed, bounded, counted."""
+    if at % 4 == 1:
+        return np.exp(1.2 * values)
+    if at % 4 == 2:
+        return np.round(1 / (1 + np.exp(-values)), 2)
+    if at % 4 == 3:
+        return np.floor(np.exp(0.9 * values + 1))
+    return values
+
+
+def _response(rng: np.random.Generator, numbers: list[NDArray[Any]]) -> NDArray[Any]:
+    """What the numbers say: steps, bumps and slopes of some, products of pairs of others."""
+    ranks = [np.argsort(np.argsort(values)) / len(values) for values in numbers]
+    total = np.zeros(len(numbers[0]))
+    for rank in rng.permutation(len(ranks))[:14]:
+        x, weight, at = ranks[rank], rng.normal(), rng.uniform(0.2, 0.8)
+        kind = int(rng.integers(3))
+        curve = (np.where(x > at, 1.0, -1.0), np.exp(-(((x - at) / 0.15) ** 2)) * 2, 3 * (x - 0.5))
+        total += weight * curve[kind]
+    for _ in range(8):
+        a, b = (ranks[i] for i in rng.choice(len(ranks), 2, replace=False))
+        total += rng.normal() * np.where((a > 0.5) == (b > rng.uniform(0.3, 0.7)), 1.0, -1.0)
+    return total
+
+
+def _standard(values: NDArray[Any]) -> NDArray[Any]:
+    return (values - values.mean()) / values.std()
+
+
+def _names(prefix: str, values: NDArray[Any]) -> list[str]:
+    return [f"{prefix}{value}" for value in values]
