@@ -11,6 +11,7 @@ from rich.table import Table
 
 COLUMNS = ("auc", "gauc", "log_loss", "normalized_entropy", "ece")
 REGRESSION_COLUMNS = ("mae", "rmse", "r2")
+SHORT = {"normalized_entropy": "NE"}
 
 
 def _number(value: Any) -> str:
@@ -22,9 +23,9 @@ def metrics_table(metrics: Mapping[str, Any], title: str) -> Table:
     tasks: Mapping[str, Mapping[str, Any]] = metrics["tasks"]
     columns = [c for c in (*COLUMNS, *REGRESSION_COLUMNS) if any(c in v for v in tasks.values())]
     table = Table(title=title)
-    table.add_column("task")
+    table.add_column("task", no_wrap=True)
     for name in ("rows", "positives", *columns):
-        table.add_column(name.replace("_", " "), justify="right")
+        table.add_column(SHORT.get(name, name.replace("_", " ")), justify="right", no_wrap=True)
     for name, values in tasks.items():
         rows = values.get("rows", metrics.get("rows"))
         table.add_row(

@@ -22,7 +22,7 @@ echo "setting up $venv: Python $version, $(grep -c == "$lock") pinned packages" 
 "$python" -m venv --clear "$venv"
 with_uv() {
   local uv
-  uv=$(command -v uv) || { "$venv/bin/pip" install -q uv && uv=$venv/bin/uv; } || return 1
+  uv=$(command -v uv) || { "$venv/bin/pip" install -q uv 2>/dev/null && uv=$venv/bin/uv; } || return 1
   "$uv" pip install -q --python "$venv/bin/python" -r "$lock" &&
     "$uv" pip install -q --python "$venv/bin/python" --no-deps --no-build-isolation -e .
 }

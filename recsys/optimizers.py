@@ -38,7 +38,7 @@ class RowAdagrad(tf_keras.optimizers.legacy.Optimizer):
         `FusedEmbedding` call a variable and step), which saves finding that out. It is
         relied on with one replica only: several replicas' gradients are concatenated,
         with repetitions, and so are always summed. If the promise is broken, nothing
-        fails, but a repeated row is stepped from one of its gradients' accumulators.
+        fails, but of the gradients of a repeated row only one counts.
     """
 
     _HAS_AGGREGATE_GRAD = True
@@ -115,11 +115,16 @@ class RowAdagrad(tf_keras.optimizers.legacy.Optimizer):
             resource=accumulator.handle, indices=indices, dtype=grad.dtype
         ) + tf.reduce_mean(tf.square(grad), axis=axes)
         step = self._step(grad, total, self._learning_rate(var, apply_state))
+        rows = tf.raw_ops.ResourceGather(resource=var.handle, indices=indices, dtype=grad.dtype)
+        # Rows are written, not subtracted from: on a CPU, a scatter that computes takes a
+        # lock a row and several times as long. Right because indices do not repeat here.
         return tf.group(
             tf.raw_ops.ResourceScatterUpdate(
                 resource=accumulator.handle, indices=indices, updates=total
             ),
-            tf.raw_ops.ResourceScatterSub(resource=var.handle, indices=indices, updates=step),
+            tf.raw_ops.ResourceScatterUpdate(
+                resource=var.handle, indices=indices, updates=rows - step
+            ),
         )
 
     def _step(self, grad: tf.Tensor, total: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:

