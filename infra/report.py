@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 COLUMNS = ("auc", "gauc", "log_loss", "normalized_entropy", "ece")
 REGRESSION_COLUMNS = ("mae", "rmse", "r2")
-SHORT = {"normalized_entropy": "NE"}
+SHORT = {"normalized_entropy": "NE", "log_loss": "loss", "positives": "pos."}
 
 
 def _number(value: Any) -> str:
@@ -22,14 +23,14 @@ def metrics_table(metrics: Mapping[str, Any], title: str) -> Table:
     """One row an answer of the model: AUC, GAUC, log loss, normalized entropy, ECE."""
     tasks: Mapping[str, Mapping[str, Any]] = metrics["tasks"]
     columns = [c for c in (*COLUMNS, *REGRESSION_COLUMNS) if any(c in v for v in tasks.values())]
-    table = Table(title=title)
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1))
     table.add_column("task", no_wrap=True)
     for name in ("rows", "positives", *columns):
         table.add_column(SHORT.get(name, name.replace("_", " ")), justify="right", no_wrap=True)
     for name, values in tasks.items():
         rows = values.get("rows", metrics.get("rows"))
         table.add_row(
-            name,
+            name.replace("_given_", " | "),
             _number(rows),
             _number(values.get("positives")),
             *(_number(values.get(column)) for column in columns),
@@ -44,12 +45,12 @@ def show_metrics(metrics: Mapping[str, Any]) -> None:
         metrics_table(metrics, f"{metrics.get('split', 'test')}: {metrics['rows']:,} rows")
     )
     for feature, values in (metrics.get("slices") or {}).items():
-        table = Table(title=f"AUC by {feature}")
+        table = Table(title=f"AUC by {feature}", box=box.SIMPLE_HEAD)
         table.add_column(feature)
         table.add_column("rows", justify="right")
         names = list(metrics["tasks"])
         for name in names:
-            table.add_column(name, justify="right")
+            table.add_column(name.replace("_given_", " | "), justify="right")
         for value, part in values.items():
             table.add_row(
                 str(value),
