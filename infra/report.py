@@ -23,7 +23,7 @@ def metrics_table(metrics: Mapping[str, Any], title: str) -> Table:
     """One row an answer of the model: AUC, GAUC, log loss, normalized entropy, ECE."""
     tasks: Mapping[str, Mapping[str, Any]] = metrics["tasks"]
     columns = [c for c in (*COLUMNS, *REGRESSION_COLUMNS) if any(c in v for v in tasks.values())]
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1))
+    table = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True)
     table.add_column("task", no_wrap=True)
     for name in ("rows", "positives", *columns):
         table.add_column(SHORT.get(name, name.replace("_", " ")), justify="right", no_wrap=True)
