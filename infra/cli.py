@@ -136,6 +136,36 @@ def check(spec: SpecPath, as_json: AsJson = False) -> None:
     _result({"ok": True, "name": loaded.name, "fingerprints": fingerprints(loaded)}, as_json, show)
 
 
+spec_app = typer.Typer(help="Write specs.", no_args_is_help=True)
+app.add_typer(spec_app, name="spec")
+
+
+@spec_app.command("infer")
+def spec_infer(
+    table: Annotated[Path, typer.Argument(help="One table, one row an impression.")],
+    output: Annotated[
+        Path | None, typer.Option(help="File to write; default: standard output.")
+    ] = None,
+) -> None:
+    """Write a spec by looking at a table: keys, labels, time, encodings."""
+    from infra.infer import infer
+    from recsys.artifacts import write_text
+    from recsys.spec import loads
+
+    text = infer(table)
+    loads(text, str(output or "the inferred spec"))
+    if output is None:
+        print(text, end="")
+    elif output.exists():
+        raise UserError(
+            "The output already exists.",
+            where=str(output),
+            fix="Name another file, or remove this one.",
+        )
+    else:
+        write_text(output, text)
+
+
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": False},
 )

@@ -24,8 +24,11 @@ def gated_dense(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, activation: An
     Returns:
       float ``[rows, units]``.
     """
-    linear, gate = tf.split(tf.nn.bias_add(tf.matmul(x, kernel), bias), 2, axis=-1)
-    return activation(linear) * tf.sigmoid(gate)
+    # The weights are split, not the product: their gradients are joined at the size of the
+    # weights, where those of a split product are joined at that of the batch.
+    (w, v), (b, c) = tf.split(kernel, 2, axis=1), tf.split(bias, 2)
+    linear = activation(tf.nn.bias_add(tf.matmul(x, w), b))
+    return linear * tf.sigmoid(tf.nn.bias_add(tf.matmul(x, v), c))
 
 
 def plain_dense(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, activation: Any) -> tf.Tensor:
@@ -45,7 +48,7 @@ def plain_dense(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, activation: An
 
 @tf_keras.utils.register_keras_serializable(package="recsys")
 class GatedDense(tf_keras.layers.Layer):
-    """``activation(x W + b) * sigmoid(x V + c)``, in one matrix product.
+    """``activation(x W + b) * sigmoid(x V + c)``.
 
     The gate bias ``c`` starts at ``gate_bias``; with the default of one, every gate
     starts near 0.73, so that a deep stack passes its signal on from the first step.

@@ -1,0 +1,229 @@
+"""A spec written by looking at a table: `recsys spec infer TABLE`.
+
+Labels, keys and time are found by name and content, each choice is told in a comment, and the
+features get encodings that also serve items that training never saw: ids by vocabularies with a
+minimum count, numbers both by quantile and by piecewise-linear embeddings.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recsys.errors import EXIT_WRONG_USE, UserError
+
+SAMPLE_ROWS = 200_000
+
+_LABELS = (
+    r"click|clicked|is_click|convert|converted|conversion|purchase|purchased|bought|buy|"
+    r"order|ordered|like|liked|install|installed|cart|add_to_cart|label|long_view|watched"
+)
+_USER = r"user|user_?id|uid|customer|customer_?id|member_?id|visitor_?id"
+_ITEM = r"item|item_?id|iid|product|product_?id|video_?id|article_?id|ad_?id|doc_?id|sku|movie_?id"
+_REQUEST = r"request|request_?id|session|session_?id|impression_group|query_?id"
+_TIME = r"time|timestamp|ts|datetime|date_?time|shown_at|event_time|time_ms"
+
+
+@dataclass
+class Column:
+    """What a column holds, as far as a sample tells."""
+
+    name: str
+    text: bool
+    distinct: int
+    rows: int
+    values: list[Any] = field(default_factory=list)
+
+    @property
+    def binary(self) -> bool:
+        """Whether it holds 0 and 1 alone, both of them."""
+        return sorted(map(str, self.values)) in (["0", "1"], ["0.0", "1.0"], ["False", "True"])
+
+
+def infer(path: Path) -> str:
+    """A spec's text for one table, one row an impression.
+
+    Args:
+        path: A CSV or Parquet file.
+
+    Returns:
+        YAML, with a comment for each choice.
+
+    Raises:
+        UserError: The table cannot be read, or has no user, item or label that can be told.
+    """
+    table = _sample(path)
+    columns = [_column(table, name) for name in table.column_names]
+    user = _one(columns, _USER, "user", path)
+    item = _one(columns, _ITEM, "item", path)
+    request = _find(columns, _REQUEST)
+    time = _find(columns, _TIME)
+    labels = [c for c in columns if c.binary and re.fullmatch(_LABELS, c.name, re.I)]
+    if not labels:
+        found = [c.name for c in columns if c.binary]
+        raise UserError(
+            "No label was found.",
+            where=str(path),
+            expected="a column of 0 and 1 named like click, purchase, converted, label",
+            found=f"columns of 0 and 1: {', '.join(found) or 'none'}",
+            fix="Rename the label column, or write the spec by hand (docs/spec.md).",
+            exit_code=EXIT_WRONG_USE,
+        )
+    tasks = _tasks(table, labels)
+    taken = {c.name for c in (user, item, request, time) if c} | {c.name for c in labels}
+    lines = [
+        f"# Written by `recsys spec infer {path.name}`; look it over, then: recsys run",
+        f"name: {_name(path.stem)}",
+        "data:",
+        f"  impressions: {path.name}",
+        f"  keys: {{user: {user.name}, item: {item.name}"
+        + (f", request: {request.name}" if request else "")
+        + "}",
+    ]
+    lines += _time_and_split(table, time)
+    lines.append("features:")
+    for column, owner in ((user, "user"), (item, "item")):
+        lines.append(_feature(column.name, owner, "{kind: vocabulary, min_count: 5}"))
+    for column in columns:
+        if column.name not in taken and column.distinct > 1:
+            lines += _encodings(table, column, item.name, user.name)
+    lines.append("tasks:")
+    lines += [
+        f"  - {{name: {_name(name)}, label: {{column: {name}}}"
+        + (f", given: {_name(given)}" if given else "")
+        + "}"
+        for name, given in tasks
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _sample(path: Path) -> Any:
+    import pyarrow as pa
+    import pyarrow.csv as csv
+    import pyarrow.parquet as pq
+
+    try:
+        if path.suffix == ".parquet":
+            return pq.read_table(path).slice(0, SAMPLE_ROWS)
+        return csv.read_csv(path).slice(0, SAMPLE_ROWS)
+    except FileNotFoundError:
+        raise UserError("The table does not exist.", where=str(path), exit_code=2) from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(
+            "The table cannot be read.",
+            where=str(path),
+            expected="CSV with a header, or Parquet",
+            found=str(error),
+        ) from None
+
+
+def _column(table: Any, name: str) -> Column:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    values = table[name]
+    distinct = pc.unique(values.drop_null())
+    few = distinct.to_pylist() if len(distinct) <= 2 else []
+    kind = values.type
+    number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    return Column(name, not number, len(distinct), len(values), few)
+
+
+def _find(columns: list[Column], pattern: str) -> Column | None:
+    return next((c for c in columns if re.fullmatch(pattern, c.name, re.I)), None)
+
+
+def _one(columns: list[Column], pattern: str, what: str, path: Path) -> Column:
+    column = _find(columns, pattern)
+    if column is None:
+        raise UserError(
+            f"No {what} column was found.",
+            where=str(path),
+            expected=f"a column named like {what}, {what}_id",
+            found=", ".join(c.name for c in columns),
+            fix="Rename the column, or write the spec by hand (docs/spec.md).",
+            exit_code=EXIT_WRONG_USE,
+        )
+    return column
+
+
+def _tasks(table: Any, labels: list[Column]) -> list[tuple[str, str | None]]:
+    """Labels by falling rate; one whose positives lie within another's follows it."""
+    import numpy as np
+
+    ones = {
+        c.name: np.asarray(table[c.name].to_pandas().fillna(0), dtype=float) > 0.5 for c in labels
+    }
+    order = sorted(ones, key=lambda name: -ones[name].mean())
+    tasks: list[tuple[str, str | None]] = []
+    for index, name in enumerate(order):
+        given = None
+        for other in reversed(order[:index]):
+            outside = (ones[name] & ~ones[other]).sum()
+            # Real logs have a few strays; the feature job repairs them.
+            if outside <= 0.01 * max(1, ones[name].sum()):
+                given = other
+                break
+        tasks.append((name, given))
+    return tasks
+
+
+def _time_and_split(table: Any, time: Column | None) -> list[str]:
+    fraction = ["  split: {validation: 0.1, test: 0.1}"]
+    if time is None:
+        return fraction
+    import pandas as pd
+    import pyarrow.types as types
+
+    kind = table[time.name].type
+    values = table[time.name].to_pandas()
+    if types.is_integer(kind):
+        largest = float(values.max())
+        units = {"s": 1e11, "ms": 1e14, "us": 1e17, "ns": float("inf")}
+        unit: Any = next(name for name, bound in units.items() if largest < bound)
+        days = pd.to_datetime(values, unit=unit, utc=True).dt.date
+    else:
+        unit = "iso"
+        days = pd.to_datetime(values, utc=True, errors="coerce").dt.date.dropna()
+    known = sorted(set(days))
+    lines = [f"  time: {{column: {time.name}, unit: {unit}}}"]
+    if len(known) < 4:
+        return lines + fraction
+    return [*lines, f"  split: {{train_to: {known[-3]}, validation_to: {known[-2]}}}"]
+
+
+def _encodings(table: Any, column: Column, item: str, user: str) -> list[str]:
+    owner = _owner(table, column, item, user)
+    if column.text:
+        minimum = 5 if column.distinct > 1000 else 1
+        return [_feature(column.name, owner, f"{{kind: vocabulary, min_count: {minimum}}}")]
+    if column.distinct <= 12:
+        return [_feature(column.name, owner, "vocabulary")]
+    return [
+        _feature(column.name, owner, "{kind: piecewise, bins: 16}"),
+        f"  - {{name: {_name(column.name)}_bucket, owner: {owner}, column: {column.name}, "
+        "encode: {kind: quantiles, buckets: 20}}",
+    ]
+
+
+def _owner(table: Any, column: Column, item: str, user: str) -> str:
+    """Whose a column is: the item's or user's where it takes one value for each of them."""
+    frame = table.select([item, user, column.name]).to_pandas()
+    for key, owner in ((item, "item"), (user, "user")):
+        repeated = frame[frame.duplicated(key, keep=False)]
+        if len(repeated) and (repeated.groupby(key)[column.name].nunique() <= 1).mean() > 0.99:
+            return owner
+    return "context"
+
+
+def _feature(name: str, owner: str, encode: str) -> str:
+    alias = _name(name)
+    column = f", column: {name}" if alias != name else ""
+    return f"  - {{name: {alias}, owner: {owner}{column}, encode: {encode}}}"
+
+
+def _name(text: str) -> str:
+    name = re.sub(r"[^A-Za-z0-9_]", "_", text)
+    return name if name[:1].isalpha() else f"f_{name}"

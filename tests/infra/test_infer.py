@@ -1,0 +1,85 @@
+"""A spec is written by looking at a table."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from infra.infer import infer
+from recsys.errors import UserError
+from recsys.spec import Spec, loads
+
+
+@pytest.fixture
+def frame() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    rows = 2000
+    item = rng.integers(0, 100, rows)
+    clicked = (rng.random(rows) < 0.3).astype(int)
+    return pd.DataFrame(
+        {
+            "user_id": rng.integers(0, 300, rows),
+            "item_id": item,
+            "shop name": np.where(item % 2 == 0, "red", "blue"),
+            "price": np.linspace(1, 50, 100)[item],
+            "slot": rng.integers(0, 5, rows),
+            "load": rng.normal(size=rows),
+            "constant": 1,
+            "ts": 1_700_000_000 + rng.integers(0, 8 * 86400, rows),
+            "clicked": clicked,
+            "bought": clicked * (rng.random(rows) < 0.4),
+        }
+    )
+
+
+def inferred(frame: pd.DataFrame, folder: Path, name: str = "2 shop.csv") -> Spec:
+    path = folder / name
+    frame.to_parquet(path) if path.suffix == ".parquet" else frame.to_csv(path, index=False)
+    return loads(infer(path))
+
+
+@pytest.mark.parametrize("name", ["2 shop.csv", "shop.parquet"])
+def test_keys_funnel_time_and_encodings(frame: pd.DataFrame, tmp_path: Path, name: str) -> None:
+    spec = inferred(frame, tmp_path, name)
+    assert (spec.data.keys.user, spec.data.keys.item) == ("user_id", "item_id")
+    assert [(task.name, task.given) for task in spec.tasks] == [
+        ("clicked", None), ("bought", "clicked"),
+    ]  # fmt: skip
+    assert spec.data.time is not None and spec.data.time.unit == "s"
+    assert spec.data.split.kind == "time"
+    kinds = {f.name: (f.owner, f.encode.kind) for f in spec.features}
+    assert kinds == {
+        "user_id": ("user", "vocabulary"),
+        "item_id": ("item", "vocabulary"),
+        "shop_name": ("item", "vocabulary"),
+        "price": ("item", "piecewise"),
+        "price_bucket": ("item", "quantiles"),
+        "slot": ("context", "vocabulary"),
+        "load": ("context", "piecewise"),
+        "load_bucket": ("context", "quantiles"),
+    }
+    assert spec.feature("shop_name").raw == "shop name"
+
+
+def test_labels_that_do_not_nest_stand_side_by_side(frame: pd.DataFrame, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    frame["bought"] = (rng.random(len(frame)) < 0.2).astype(int)
+    spec = inferred(frame.drop(columns="ts"), tmp_path)
+    assert [task.given for task in spec.tasks] == [None, None]
+    assert spec.data.split.kind == "fraction"
+
+
+def test_what_cannot_be_told_is_said(frame: pd.DataFrame, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    frame.drop(columns=["clicked", "bought"]).to_csv(path, index=False)
+    with pytest.raises(UserError, match="No label"):
+        infer(path)
+    frame.drop(columns="item_id").to_csv(path, index=False)
+    with pytest.raises(UserError, match="No item column"):
+        infer(path)
+    with pytest.raises(UserError, match="does not exist"):
+        infer(tmp_path / "none.csv")
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match="cannot be read"):
+        infer(tmp_path / "bad.parquet")
