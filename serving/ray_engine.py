@@ -90,10 +90,7 @@ def serve_on_ray(
             **({} if ray_address else {"num_cpus": max(2, os.cpu_count() or 2)}),
         )
         _stop_by_signal(stop)  # ray.init has put a handler of its own in place
-        serve.start(
-            http_options={"host": host, "port": port},
-            logging_config={"log_level": "WARNING", "enable_access_log": False},
-        )
+        _start(host, port)
         application = deployment(models, features, poll_seconds, threads, replicas).bind()
         serve.run(application, name=APPLICATION, route_prefix="/")
         ready(url)
@@ -149,3 +146,19 @@ def deployment(
         """Serves the application; all its routes are the application's own."""
 
     return Rank
+
+
+def _start(host: str, port: int, attempts: int = 3) -> None:
+    """Start Ray Serve's proxies; Ray's own wait is a fixed minute, short for a busy machine."""
+    from ray import serve
+
+    for attempt in range(attempts):
+        try:
+            serve.start(
+                http_options={"host": host, "port": port},
+                logging_config={"log_level": "WARNING", "enable_access_log": False},
+            )
+            return
+        except TimeoutError:
+            if attempt + 1 == attempts:
+                raise

@@ -55,7 +55,7 @@ def test_no_command_shows_help() -> None:
         (["run", SPEC, "--input", "nowhere", "--output", "{tmp}"], 1, "nowhere"),
         (["train", SPEC, "--features", "nowhere", "--output", "{tmp}"], 1, "recsys features"),
         (["simulate", "{full}"], 1, "not empty"),
-        (["train", SPEC, "--features", "f", "--output", "r", "--workers", "-1"], 2, "-1"),
+        (["train", SPEC, "--features", "f", "--output", "r", "--workers", "-1"], 2, "--workers"),
     ],
 )
 def test_mistakes_end_in_words(

@@ -80,7 +80,7 @@ def test_a_second_run_skips_every_stage(flow: dict[str, Any]) -> None:
 def test_a_changed_serving_limit_only_publishes_again(flow: dict[str, Any], tmp_path: Path) -> None:
     folder = flow["folder"]
     changed = tmp_path / "world.yaml"
-    changed.write_text(WORLD_SPEC.read_text() + "\nserve: {max_candidates: 7}\n")
+    changed.write_text(WORLD_SPEC.read_text() + "\nserve: {max_candidates: 1000}\n")
     done = recsys("run", changed, "--input", folder / "world", "--output", folder / "out",
                   "--json")  # fmt: skip
     again = json.loads(done.stdout)

@@ -147,7 +147,7 @@ def plot(spec: Spec, found: list[Line], path: Path) -> None:
         ),
     )
     figure, axes = pyplot.subplots(
-        1, len(names), figsize=(9, 0.8 + 0.32 * len(order)), sharey=True, squeeze=False
+        1, len(names), figsize=(9, 1.1 + 0.32 * len(order)), sharey=True, squeeze=False
     )
     settings = list(dict.fromkeys(line.setting for line in found))
     for panel, name in zip(axes[0], names, strict=True):
@@ -167,8 +167,15 @@ def plot(spec: Spec, found: list[Line], path: Path) -> None:
         panel.set_xlabel(f"test AUC, {name}")
         panel.grid(axis="x", linewidth=0.3)
     axes[0][0].set_yticks(range(len(order)), order)
-    axes[0][0].legend(fontsize=7, loc="lower right")
-    figure.tight_layout()
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(
+        handles,
+        [f"features: {label}" for label in labels],
+        fontsize=8,
+        loc="upper center",
+        ncols=len(labels),
+    )
+    figure.tight_layout(rect=(0, 0, 1, 0.94))
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
 

@@ -55,10 +55,15 @@ def train(model: str, data: Data, options: Options) -> Answer:
 
     def build() -> tuple[torch.nn.Module, Forward]:
         module = (DeepFM if model == "deepfm" else DCNv2)(_map(data), data.widths["dim"], widths)
-        for layer in module.modules():
-            # What the library's base model does to its layers before training.
+        for name, layer in module.named_modules():
             if isinstance(layer, torch.nn.Linear):
-                torch.nn.init.xavier_normal_(layer.weight)
+                # The library's base model does this to all its layers. Numbers' embeddings are
+                # layers too; started as large, thirty of them drown the FM term (test AUC 0.62),
+                # so they start as small as those of ids.
+                small = "embedding_layer" in name
+                torch.nn.init.normal_(layer.weight, std=1e-4) if small else (
+                    torch.nn.init.xavier_normal_(layer.weight)
+                )
                 if layer.bias is not None:
                     torch.nn.init.zeros_(layer.bias)
 
