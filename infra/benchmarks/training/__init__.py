@@ -1,0 +1,1 @@
+"""Speed of the training step against other libraries, and of what surrounds it."""
