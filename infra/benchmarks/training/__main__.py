@@ -4,8 +4,9 @@
     python -m infra.benchmarks.training --rows 1000000 --only ours --only floor
 
 Every contestant is a process of its own, with two threads (--threads). They take turns, round by
-round, and only one runs at a time, so that a busy machine slows all alike; ratios are taken within a
-round. Ours reads Parquet files through training's own input; the others are fed from memory.
+round, and only one runs at a time, so that a busy machine slows all alike; ratios are taken
+within a round. Ours reads Parquet files through training's own input; the others are fed
+from memory.
 """
 
 from __future__ import annotations
