@@ -46,6 +46,11 @@ def _good(values: pa.Array) -> np.ndarray:
     return np.zeros(len(values), dtype=bool)
 
 
+def _present(values: pa.Array) -> np.ndarray:
+    """Which rows hold a value: of a type that does not fit, those are bad, and nulls missing."""
+    return values.is_valid().to_numpy(zero_copy_only=False)
+
+
 def _text(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
     kind = values.type
     bad = _good(values)
@@ -75,7 +80,7 @@ def _text(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
         text[np.isnan(numbers)] = ""
         return pa.array(text, pa.string()), bad | np.isinf(numbers)
     elif pa.types.is_nested(kind):
-        return pa.array([""] * len(values), pa.string()), ~bad
+        return pa.array([""] * len(values), pa.string()), _present(values)
     elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         raw = values.to_pylist()
         text = []
@@ -104,7 +109,7 @@ def _number(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
             bad = np.array([value is None for value in parsed], dtype=bool)
             numbers = pa.array([np.nan if value is None else value for value in parsed])
     elif pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_temporal(kind):
-        return pa.array(np.full(len(values), np.nan, np.float32)), ~bad
+        return pa.array(np.full(len(values), np.nan, np.float32)), _present(values)
     elif pa.types.is_boolean(kind):
         numbers = values.cast(pa.int8()).cast(pa.float64())
     else:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.raw import canonical, canonical_values
@@ -52,7 +52,7 @@ def test_text_that_does_not_fit_is_bad() -> None:
          [False, False, True, False, False]),
         (pa.array([1e300, 2.0]), [math.nan, 2.0], [True, False]),
         (pa.array([True]), [1.0], [False]),
-        (pa.array([[1.0]]), [math.nan], [True]),
+        (pa.array([[1.0], None]), [math.nan, math.nan], [True, False]),
         (pa.nulls(1), [math.nan], [False]),
     ],
 )  # fmt: skip
@@ -69,6 +69,7 @@ json_values = st.one_of(
 )  # fmt: skip
 
 
+@settings(max_examples=300)
 @given(st.lists(json_values, min_size=1, max_size=6), st.sampled_from([TEXT, NUMBER]))
 def test_a_value_is_read_alike_alone_and_among_others(values: list, column: RawColumn) -> None:
     together, bad = canonical_values(values, column)
