@@ -69,7 +69,7 @@ json_values = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(json_values, min_size=1, max_size=6), st.sampled_from([TEXT, NUMBER]))
 def test_a_value_is_read_alike_alone_and_among_others(values: list, column: RawColumn) -> None:
     together, bad = canonical_values(values, column)
