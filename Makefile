@@ -21,7 +21,7 @@ demo: setup ## The whole flow on a simulated world, ended by one ranked request 
 	@$(BIN)/recsys demo $(OUT) --rows $(ROWS)
 
 test: setup ## Run every test
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: setup ## Style (ruff), types (mypy) and import contracts (import-linter)
 	@$(BIN)/ruff check .

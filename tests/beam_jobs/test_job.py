@@ -16,6 +16,8 @@ from recsys.artifacts import read_manifest
 from recsys.schema import example_columns, raw_columns
 from recsys.spec import fingerprints, loads
 
+pytestmark = pytest.mark.long
+
 SPEC = """
 name: shop
 data:

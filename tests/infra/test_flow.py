@@ -23,6 +23,8 @@ from recsys.raw import canonical
 from recsys.schema import output_names, raw_columns
 from recsys.spec import Spec, load
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 WORLD_SPEC = ROOT / "infra" / "specs" / "world.yaml"
 

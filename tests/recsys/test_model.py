@@ -16,6 +16,8 @@ from recsys.packing import Packing
 from recsys.spec import Spec, load, loads
 from recsys.spec.records import Bce, Focal, HistoryAttention, Mmoe, Ple, SharedBottom
 
+pytestmark = pytest.mark.long
+
 SPECS = Path(__file__).parents[2] / "infra" / "specs"
 ROWS = 40
 

@@ -20,6 +20,8 @@ from recsys.errors import UserError
 from recsys.spec import Spec
 from serving.engine import listen, running, serve
 
+pytestmark = pytest.mark.long
+
 BODY = {
     "user": {"id": "u1"},
     "context": {"device": "tv"},

@@ -17,6 +17,8 @@ from training.launch import _ray, _require, fit_on_ray, worker_pids
 from training.loop import Job, fit
 from training.progress import read_progress
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[None]:

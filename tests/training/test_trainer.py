@@ -20,6 +20,8 @@ from recsys.spec.records import Gate
 from training.gate import Promote, Reject
 from training.publishing import versions
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def run(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
