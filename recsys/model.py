@@ -14,7 +14,7 @@ from recsys.layers import GatedDense
 from recsys.layers.randomness import draw_seed, fold_in
 from recsys.losses import MultiTaskLoss, TaskLoss
 from recsys.network import Network
-from recsys.optimizers import make_optimizer
+from recsys.optimizers import WarmupDecay, make_optimizer
 from recsys.packing import Packing
 from recsys.spec.records import Focal, Huber, Spec, Task
 
@@ -137,8 +137,15 @@ class RankingModel(tfrs.Model):
         return self.call(batch, training=False)
 
 
-def build(spec: Spec, tables: Mapping[str, int]) -> RankingModel:
-    """A model with weights and optimizer, ready for `fit`; call it in the strategy's scope."""
+def build(spec: Spec, tables: Mapping[str, int], steps: int | None = None) -> RankingModel:
+    """A model with weights and optimizer, ready for `fit`; call it in the strategy's scope.
+
+    Args:
+        spec: The spec.
+        tables: Rows of each embedding table, by name.
+        steps: Steps of the whole run, over which learning rates follow `train.schedule`; None
+            for constant rates.
+    """
     tf_keras.utils.set_random_seed(spec.train.seed)
     model = RankingModel(spec, tables)
     packing = model.packing
@@ -149,11 +156,18 @@ def build(spec: Spec, tables: Mapping[str, int]) -> RankingModel:
         },
         training=True,
     )
+    train = spec.train
+
+    def rate(peak: float) -> Any:
+        return WarmupDecay(peak, steps, train.schedule, train.warmup_steps) if steps else peak
+
     optimizer = make_optimizer(
         lambda: model.trainable_variables,
-        spec.train.table_learning_rate,
-        spec.train.dense_learning_rate,
-        dense_weight_decay=spec.train.weight_decay,
+        rate(train.table_learning_rate),
+        rate(train.dense_learning_rate),
+        dense_weight_decay=train.weight_decay,
+        # The loss is a mean over the batch, so one example's gradient is that share of its own.
+        initial_accumulator_value=train.table_initial_accumulator / train.batch_size**2,
         # Every lookup of a step goes through one gather of distinct rows a variable.
         distinct_indices=True,
     )

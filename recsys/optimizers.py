@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 import tf_keras
@@ -200,6 +201,62 @@ class DecayedAdam(tf_keras.optimizers.legacy.Adam):
         decayed = var.assign_sub(rate * self.weight_decay * var, read_value=False)
         with tf.control_dependencies([decayed] if decayed is not None else []):
             return super()._resource_apply_dense(grad, var, apply_state)
+
+
+@tf_keras.utils.register_keras_serializable(package="recsys")
+class WarmupDecay(tf_keras.optimizers.schedules.LearningRateSchedule):
+    """A learning rate that rises linearly, then falls to `floor` of its peak.
+
+    At step ``s`` (from 0) the rate is ``peak * min(1, (s + 1) / warmup_steps) * fall``, where
+    ``fall`` goes from 1 at step 0 to ``floor`` at ``total_steps``, on a line or on half a
+    cosine wave (Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983), and stays there.
+
+    Args:
+      peak: the learning rate that others would call the learning rate.
+      total_steps: steps of the whole run.
+      kind: ``"linear"``, ``"cosine"``, or ``"constant"``, which does not fall.
+      warmup_steps: steps of the rise; 0 for none.
+      floor: what is left at the end, as a share of the peak.
+
+    >>> schedule = WarmupDecay(1.0, total_steps=100, warmup_steps=4, floor=0.0)
+    >>> [round(float(schedule(step)), 3) for step in (0, 3, 50, 100, 200)]
+    [0.25, 0.97, 0.5, 0.0, 0.0]
+    """
+
+    def __init__(
+        self,
+        peak: float,
+        total_steps: int,
+        kind: str = "linear",
+        warmup_steps: int = 0,
+        floor: float = 0.02,
+    ) -> None:
+        super().__init__()
+        if kind not in ("linear", "cosine", "constant"):
+            raise ValueError(f"`kind` must be linear, cosine or constant, but received {kind!r}.")
+        if total_steps < 1:
+            raise ValueError(f"`total_steps` must be at least 1, but received {total_steps}.")
+        self.peak, self.total_steps, self.kind = float(peak), int(total_steps), kind
+        self.warmup_steps, self.floor = int(warmup_steps), float(floor)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "peak": self.peak,
+            "total_steps": self.total_steps,
+            "kind": self.kind,
+            "warmup_steps": self.warmup_steps,
+            "floor": self.floor,
+        }
+
+    def __call__(self, step: Any) -> tf.Tensor:
+        step = tf.cast(step, tf.float32)
+        rise = tf.minimum(1.0, (step + 1.0) / max(1, self.warmup_steps))
+        if self.kind == "constant":
+            return self.peak * rise
+        left = 1.0 - tf.minimum(1.0, step / self.total_steps)
+        if self.kind == "cosine":
+            left = 0.5 - 0.5 * tf.cos(np.pi * left)
+        return self.peak * rise * (self.floor + (1.0 - self.floor) * left)
 
 
 def is_table(variable: tf.Variable) -> bool:

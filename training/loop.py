@@ -115,8 +115,11 @@ class _Loop:
         self._plan, self._rows, self._validation = _read(job, worker, workers, scratch)
         progress("build", 0, 1, "building the model")
         tables = read_manifest(job.features, "features")["tables"]
+        limit = self._spec.train.max_steps
+        total = self._spec.train.epochs * self._plan.steps
+        self._total = total if limit is None else min(total, limit)
         with strategy.scope():
-            self._model = build(self._spec, tables)
+            self._model = build(self._spec, tables, self._total)
         self._store = Store(job.run / CHECKPOINTS)
         self._step = self._step_function()
         self._sum = _summer(strategy)
@@ -128,9 +131,6 @@ class _Loop:
 
     def run(self) -> Any:
         position = self._store.restore_latest(self._model, warn=self._warn)
-        limit = self._spec.train.max_steps
-        total = self._spec.train.epochs * self._plan.steps
-        self._total = total if limit is None else min(total, limit)
         with self._debugging():
             while not position.ended:
                 position = self._epoch(position)

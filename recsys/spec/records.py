@@ -389,12 +389,21 @@ class EarlyStopping(Record):
 
 
 class Train(Record):
-    """The training run."""
+    """The training run.
+
+    `table_initial_accumulator` is where the Adagrad of each table row starts, in squared
+    gradients of a single example. It holds back rows that were seen seldom, as a prior does:
+    at 0 the first example already moves a row by a whole learning rate. Learning rates rise
+    over `warmup_steps` and then follow `schedule` down to a fiftieth at the last epoch's end.
+    """
 
     batch_size: Positive = 1024
     epochs: Positive = 5
-    table_learning_rate: Annotated[float, Field(gt=0.0)] = 0.05
+    table_learning_rate: Annotated[float, Field(gt=0.0)] = 0.1
+    table_initial_accumulator: NonNegative = 1.0
     dense_learning_rate: Annotated[float, Field(gt=0.0)] = 0.001
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    warmup_steps: Annotated[int, Field(ge=0)] = 50
     weight_decay: NonNegative = 0.0
     balancing: Balancing = Balancing()
     calibration: Literal["none", "temperature", "platt", "isotonic"] = "platt"
