@@ -123,7 +123,7 @@ def _require_convertible(spec: Spec, model: Path) -> None:
             )
     if spec.train.precision != "float32":
         raise UserError(
-            "A model that computes in half precision does not answer alike in LiteRT.",
+            "LiteRT's built-in ops do not compute in half precision.",
             where=f"{model / 'spec.yaml'}, train.precision",
             expected="float32",
             found=spec.train.precision,
