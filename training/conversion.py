@@ -182,7 +182,7 @@ def _inexpressible(where: Path, error: Exception) -> UserError:
 def _cause(error: Exception) -> str:
     """The line of a converter's long message that names the op, or else the first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    named = [line for line in lines if line.startswith("error:") or "ops: " in line]
+    named = [line for line in lines if line.startswith(("TF Select ops:", "Custom ops:", "error:"))]
     return (named or lines or [type(error).__name__])[0][:300]
 
 

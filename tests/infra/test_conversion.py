@@ -20,9 +20,12 @@ import training
 from beam_jobs import run_features
 from infra.cli import app
 from recsys.artifacts import read_json, write_manifest
+from recsys.calibration import Calibration
 from recsys.errors import UserError
+from recsys.export import export
+from recsys.model import build
 from recsys.schema import output_names, raw_columns
-from recsys.spec import dumps, fingerprints
+from recsys.spec import Spec, dumps, fingerprints
 from training.conversion import compare
 from training.evaluation import load_numeric
 
@@ -158,27 +161,37 @@ def test_the_reader_has_the_hash_that_is_named(length: int) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Features, and runs of the model that a spec has by default and of one with all else."""
+    """Features, and a run of the model that a spec has by default."""
     folder = tmp_path_factory.mktemp("device")
     log = make_log(folder / "world")
     run_features(phone_spec(), folder / "world", folder / "features")
-    specs = {
-        "plain": phone_spec(),
-        "rich": phone_spec(
-            "dim: 4, shared: [8], towers: [4], sharing: {kind: mmoe, experts: 2}, "
-            "history: {kind: local, window: 4}, interactions: [fm, cross, dot], position: place",
-            "max_steps: 8, calibration: isotonic",
-        ),
-    }
-    for name, spec in specs.items():
-        training.train(spec, folder / "features", folder / name)
-    return {"folder": folder, "log": log, "specs": specs}
+    training.train(phone_spec(), folder / "features", folder / "run")
+    return {"folder": folder, "log": log, "spec": phone_spec()}
+
+
+def make_version(made: dict[str, Any], folder: Path) -> Spec:
+    """A published version with all that the default model lacks, its weights drawn at random."""
+    spec = phone_spec(
+        "dim: 4, shared: [8], towers: [4], sharing: {kind: mmoe, experts: 2}, "
+        "history: {kind: local, window: 4}, interactions: [fm, cross, dot], position: place"
+    )
+    model = build(spec, read_json(made["folder"] / "features" / "manifest.json")["tables"])
+    rng = np.random.default_rng(0)
+    for variable in model.variables:
+        variable.assign(rng.normal(0.0, 0.3, variable.shape))
+    bent = Calibration("isotonic", {"x": (-2.0, 0.0, 0.3, 2.0), "y": (-3.0, -1.0, 0.0, 1.0)})
+    straight = Calibration("platt", {"slope": 0.5, "intercept": -0.2})
+    transform = made["folder"] / "features" / "transform"
+    export(model, spec, transform, folder, {"click": bent, "buy": straight})
+    (folder / "spec.yaml").write_text(dumps(spec))
+    wanted = {name: fingerprints(spec)[name] for name in ("features", "model", "serve")}
+    write_manifest(folder, "model", wanted, {"run": "r", "version": 1})
+    return spec
 
 
 def raw_rows(made: dict[str, Any]) -> list[dict[str, Any]]:
     """Raw columns of rows of the log and of rows that it never saw."""
-    spec = made["specs"]["plain"]
-    columns = raw_columns(spec)
+    columns = raw_columns(made["spec"])
     defaults = {column.name: column.default for column in columns}
     rows = []
     for index, logged in enumerate(made["log"].iloc[:40].to_dict("records")):
@@ -203,10 +216,10 @@ def raw_rows(made: dict[str, Any]) -> list[dict[str, Any]]:
     return [*rows, defaults]
 
 
-def assert_alike(made: dict[str, Any], name: str, device: Path) -> None:
-    """The device's answers are those of the run's own raw signature."""
-    spec, rows = made["specs"][name], raw_rows(made)
-    model = tf.saved_model.load(str(made["folder"] / name / "export"))
+def assert_alike(made: dict[str, Any], saved: Path, device: Path) -> None:
+    """The device's answers are those of the SavedModel's raw signature."""
+    spec, rows = made["spec"], raw_rows(made)
+    model = tf.saved_model.load(str(saved))
     served = model.signatures["serving_default"](
         **{
             column.name: tf.constant([row[column.name] for row in rows], column.dtype)
@@ -223,7 +236,7 @@ def assert_alike(made: dict[str, Any], name: str, device: Path) -> None:
 def test_a_run_on_a_device_answers_as_it_serves(made: dict[str, Any], tmp_path: Path) -> None:
     output = tmp_path / "device"
     done = CliRunner().invoke(
-        app, ["convert", str(made["folder"] / "plain"), "--output", str(output), "--json"]
+        app, ["convert", str(made["folder"] / "run"), "--output", str(output), "--json"]
     )
     assert done.exit_code == 0, done.output
     check = json.loads(done.stdout)["check"]
@@ -242,27 +255,22 @@ def test_a_run_on_a_device_answers_as_it_serves(made: dict[str, Any], tmp_path: 
     ]
     tokens = (output / "vocabularies" / "user.jsonl").read_text("utf-8").split("\n")
     assert {'"quo\\"te"', '"back\\\\slash"', '"sep\u2028arator"'} <= set(tokens)
-    assert_alike(made, "plain", output)
+    assert_alike(made, made["folder"] / "run" / "export", output)
 
 
 def test_a_published_version_of_a_richer_model(made: dict[str, Any], tmp_path: Path) -> None:
     """Experts, attention in windows, crosses, a tower of positions, isotonic calibration."""
-    run, spec, version = made["folder"] / "rich", made["specs"]["rich"], tmp_path / "1"
-    calibration = read_json(run / "calibration.json")
-    assert calibration["click"]["calibration"]["kind"] == "isotonic"
-    shutil.copytree(run / "export", version)
-    shutil.copy(run / "spec.yaml", version)
-    wanted = {name: fingerprints(spec)[name] for name in ("features", "model", "serve")}
-    write_manifest(version, "model", wanted, {"run": "r", "version": 1})
+    version = tmp_path / "1"
+    spec = make_version(made, version)
     with pytest.raises(UserError, match="where its features lie") as error:
         training.convert(version, tmp_path / "device")
     assert "--features" in error.value.fix
     manifest = training.convert(version, tmp_path / "device", made["folder"] / "features")
     assert manifest["run"] == "r" and manifest["kind"] == "device"
-    assert_alike(made, "rich", tmp_path / "device")
+    assert_alike(made, version, tmp_path / "device")
 
     # Another model's answers are not taken for its own, nor a file that is none.
-    plain = load_numeric(made["folder"] / "plain" / "export")
+    plain = load_numeric(made["folder"] / "run" / "export")
     rows = {
         name: np.zeros([3, *spec.shape[1:]], spec.dtype.as_numpy_dtype)
         for name, spec in plain.structured_input_signature[1].items()
@@ -277,7 +285,7 @@ def test_a_published_version_of_a_richer_model(made: dict[str, Any], tmp_path: P
 
 def test_what_cannot_be_converted_is_named(made: dict[str, Any], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    shutil.copytree(made["folder"] / "plain", run, ignore=shutil.ignore_patterns("checkpoints"))
+    shutil.copytree(made["folder"] / "run", run, ignore=shutil.ignore_patterns("checkpoints"))
     shutil.rmtree(run / "export")
 
     class Beta(tf.Module):
@@ -291,7 +299,7 @@ def test_what_cannot_be_converted_is_named(made: dict[str, Any], tmp_path: Path)
         training.convert(run, tmp_path / "device")
     assert "Betainc" in error.value.found
 
-    spec = made["specs"]["plain"]
+    spec = made["spec"]
     twice = spec.feature("kind").encode.model_copy(update={"hashes": 2})
     features = tuple(
         f.model_copy(update={"encode": twice}) if f.name == "kind" else f for f in spec.features
