@@ -195,7 +195,7 @@ class _Job:
         content = {
             "spec": self.spec.name,
             "rows": {name: split["rows"] for name, split in splits.items()},
-            "tables": transform.table_rows(
+            "tables": transform.rows_of_tables(
                 self.spec, tft.TFTransformOutput(str(folder / "transform"))
             ),
             "labels": {name: split["labels"] for name, split in splits.items()},

@@ -17,28 +17,31 @@ from tensorflow_metadata.proto.v0 import schema_pb2
 from tfx_bsl.tfxio.tensor_adapter import TensorAdapterConfig
 
 from beam_jobs.vocabularies import Wanted, learn_vocabularies
-from recsys.schema import LIST_SEPARATOR, PADDING, RawColumn, encoding_of, raw_columns
+from recsys.schema import (
+    LIST_SEPARATOR,
+    NUMBER,
+    PADDING,
+    RawColumn,
+    encoding_of,
+    learned_name,
+    raw_columns,
+    table_rows,
+    vocabulary_name,
+)
 from recsys.spec.records import (
     Feature,
     Hash,
     History,
     Numeric,
     Piecewise,
-    Quantiles,
     Spec,
     Vocabulary,
 )
 
 Tensors = dict[str, tf.Tensor]
 
-_NUMBER = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
 # Ids of a compositional hash are hashed again by the model: one id, as wide as int32 allows.
 WIDE_HASH = 2**31 - 2
-
-
-def vocabulary_name(table: str) -> str:
-    """Name of the vocabulary (and of its file among the assets) of an embedding table."""
-    return f"vocabulary_{table}"
 
 
 def adapter_config(spec: Spec, passthrough: pa.Schema) -> TensorAdapterConfig:
@@ -98,20 +101,9 @@ def preprocessing_fn(spec: Spec) -> Callable[[Tensors], Tensors]:
     return transform
 
 
-def table_rows(spec: Spec, output: tft.TFTransformOutput) -> dict[str, int]:
+def rows_of_tables(spec: Spec, output: tft.TFTransformOutput) -> dict[str, int]:
     """Rows of each embedding table, from the spec and the learned vocabularies."""
-    rows: dict[str, int] = {}
-    for feature in spec.features:
-        encode = encoding_of(feature)
-        if isinstance(encode, Vocabulary):
-            size = output.vocabulary_size_by_name(vocabulary_name(feature.table_name))
-            count = 1 + size + encode.oov_buckets
-        elif isinstance(encode, Hash | Quantiles):
-            count = 1 + encode.buckets
-        else:
-            continue
-        rows[feature.table_name] = max(rows.get(feature.table_name, 0), count)
-    return rows
+    return table_rows(spec, lambda table: output.vocabulary_size_by_name(vocabulary_name(table)))
 
 
 # ------------------------------------------------------------------------------------- ids
@@ -180,17 +172,17 @@ def _encode(
     column = feature.name if feature.encode.kind == "counter" else feature.raw
     numbers = _number(inputs[column])
     if isinstance(encode, Numeric):
-        return _scaled(numbers, encode.scale)
+        return _scaled(numbers, encode.scale, feature.name)
     if isinstance(encode, Piecewise):
-        return _piecewise(numbers, encode.bins)
-    return _bucketed(numbers, encode.buckets)
+        return _piecewise(numbers, encode.bins, feature.name)
+    return _bucketed(numbers, encode.buckets, feature.name)
 
 
 def _number(values: tf.Tensor) -> tf.Tensor:
     """A column as float32; text that is no number is missing."""
     if values.dtype != tf.string:
         return values
-    fits = tf.strings.regex_full_match(values, _NUMBER)
+    fits = tf.strings.regex_full_match(values, NUMBER)
     return tf.strings.to_number(tf.where(fits, values, "nan"), tf.float32)
 
 
@@ -201,37 +193,44 @@ def _there(values: tf.Tensor) -> tf.Tensor:
     return tf.boolean_mask(values, tf.math.is_finite(values))
 
 
+def _learned(feature: str, name: str, value: tf.Tensor) -> tf.Tensor:
+    """A learned value under a name by which it is found in the graph."""
+    return tf.identity(value, name=learned_name(feature, name))
+
+
 def _boundaries(values: tf.Tensor, buckets: int) -> tf.Tensor:
     """Inner boundaries of quantile buckets over the rows that have a value, [buckets - 1]."""
     epsilon = min(0.001, 0.1 / buckets)
     return tf.reshape(tft.quantiles(_there(values), buckets, epsilon), [-1])
 
 
-def _bucketed(values: tf.Tensor, buckets: int) -> tf.Tensor:
+def _bucketed(values: tf.Tensor, buckets: int, feature: str) -> tf.Tensor:
     missing = tf.math.is_nan(values)
     filled = tf.where(missing, 0.0, values)
-    ids = tf.searchsorted(_boundaries(values, buckets), filled, side="right", out_type=tf.int64)
+    boundaries = _learned(feature, "boundaries", _boundaries(values, buckets))
+    ids = tf.searchsorted(boundaries, filled, side="right", out_type=tf.int64)
     return tf.where(missing, tf.zeros_like(ids), ids + 1)
 
 
-def _scaled(values: tf.Tensor, scale: str) -> tf.Tensor:
+def _scaled(values: tf.Tensor, scale: str, feature: str) -> tf.Tensor:
     if scale == "log_zscore":
         values = tf.sign(values) * tf.math.log1p(tf.abs(values))
     if scale != "none":
         there = tf.cast(_there(values), tf.float64)
-        mean, variance = tft.mean(there), tft.var(there)
+        mean = _learned(feature, "mean", tft.mean(there))
+        variance = _learned(feature, "variance", tft.var(there))
         wide = tf.cast(values, tf.float64) - mean
         spread = tf.sqrt(variance)
         values = tf.cast(tf.math.divide_no_nan(wide, spread), tf.float32)
     return tf.where(tf.math.is_nan(values), 0.0, values)
 
 
-def _piecewise(values: tf.Tensor, bins: int) -> tf.Tensor:
+def _piecewise(values: tf.Tensor, bins: int, feature: str) -> tf.Tensor:
     """How full each quantile bin is: 0 below it, 1 above it, linear within; 0 where missing."""
     there = _there(values)
     inner = _boundaries(values, bins)
     low, high = tf.reshape(tft.min(there), [1]), tf.reshape(tft.max(there), [1])
-    edges = tf.concat([low, inner, high], axis=0)
+    edges = _learned(feature, "edges", tf.concat([low, inner, high], axis=0))
     begin, width = edges[:-1], edges[1:] - edges[:-1]
     gap = values[:, tf.newaxis] - begin[tf.newaxis, :]
     # A bin without width (many equal values) is a step.

@@ -194,6 +194,10 @@ def train(
     gpu: Gpu = False,
     ray_address: RayAddress = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
+    warm_start: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Start from the weights of this finished run."),
+    ] = None,
     eager: Annotated[
         bool, typer.Option("--eager", help="Run steps eagerly, with checks that name the layer.")
     ] = False,
@@ -212,6 +216,7 @@ def train(
         gpu=gpu,
         ray_address=ray_address,
         resume=resume,
+        warm_start=warm_start,
         eager=eager,
     )
     _result(result, as_json, lambda value: show_training(value, output))
@@ -246,6 +251,25 @@ def publish(
     _result(decision_json(decision), as_json, show_decision)
     if not decision_json(decision)["published"]:
         raise typer.Exit(EXIT_REFUSED)
+
+
+@app.command()
+def convert(
+    model: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Folder of a run, or of a published version.")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder to write the LiteRT model into.")],
+    features: Annotated[
+        Path | None,
+        typer.Option(help="Folder of `recsys features`; default: the run's own."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Convert a model to LiteRT for a device, checked against the SavedModel."""
+    from infra.report import show_conversion
+    from infra.stages import to_device
+
+    _result(to_device(model, output, features), as_json, lambda v: show_conversion(v, output))
 
 
 @app.command()

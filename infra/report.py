@@ -94,7 +94,30 @@ def show_training(result: Mapping[str, Any], folder: Path) -> None:
     validation = result.get("validation")
     if validation:
         Console().print(metrics_table(validation, "validation"))
+    if result.get("warm_start"):
+        show_warm_start(result["warm_start"])
     print(f"run in {folder}; TensorBoard: tensorboard --logdir {folder / 'logs'}")
+
+
+def show_warm_start(record: Mapping[str, Any]) -> None:
+    """Print what a run took over from another one, table by table."""
+    table = Table(title=f"started from run {record['run']}", box=box.SIMPLE_HEAD)
+    table.add_column("table")
+    for name in ("kept", "new", "dropped"):
+        table.add_column(f"{name} rows", justify="right")
+    for name, rows in record["tables"].items():
+        table.add_row(name, *(_number(rows[part]) for part in ("kept", "new", "dropped")))
+    Console().print(table)
+
+
+def show_conversion(result: Mapping[str, Any], folder: Path) -> None:
+    """Print where a converted model lies, and how far it is from the SavedModel."""
+    check = result["check"]
+    print(
+        f"model of {result['bytes']:,} bytes in {folder}; on {check['rows']:,} validation rows the "
+        f"largest difference is {max(check['largest'].values()):.2g} "
+        f"(at most {check['tolerance']:g} is allowed)"
+    )
 
 
 def decision_json(decision: Any) -> dict[str, Any]:

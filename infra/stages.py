@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.progress import Progress
-from infra.quiet import load_tensorflow
+from infra.quiet import hushed, load_tensorflow
 from recsys.artifacts import MANIFEST, read_json, write_json, write_text
 from recsys.spec import Spec, dumps, fingerprint, fingerprints
 
@@ -49,6 +49,16 @@ def gate(run: Path, models: Path, force: bool = False) -> Any:
     from training import publish
 
     return publish(run, models, force=force)
+
+
+def to_device(model: Path, output: Path, features: Path | None = None) -> dict[str, Any]:
+    """Convert a model to LiteRT; returns the folder's manifest."""
+    load_tensorflow()
+    from training import convert
+
+    # The converter and the interpreter write to standard error from native code.
+    with hushed():
+        return convert(model, output, features)
 
 
 def run_all(

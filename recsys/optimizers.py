@@ -304,3 +304,17 @@ def make_optimizer(
             (rows, lambda: [v for v in variables() if table(v)]),
         ]
     )
+
+
+def parts(
+    optimizer: tfrs.experimental.optimizers.CompositeOptimizer,
+) -> list[tuple[tf_keras.optimizers.legacy.Optimizer, list[tf.Variable]]]:
+    """The optimizers of `make_optimizer`, each with the variables that it trains."""
+    # TFRS has no public way from an optimizer to its variables.
+    return [(part, list(variables())) for part, variables in optimizer._optimizers_and_vars]
+
+
+def create_slots(optimizer: tfrs.experimental.optimizers.CompositeOptimizer) -> None:
+    """Make now what `make_optimizer`'s optimizers would make in their first step."""
+    for part, variables in parts(optimizer):
+        part._create_all_weights(variables)

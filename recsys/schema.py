@@ -6,10 +6,20 @@ request schema from them, so that a feature or a task is named in the spec alone
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from recsys.spec.records import Counter, Feature, Hash, History, Piecewise, Spec, Vocabulary
+from recsys.spec.records import (
+    Counter,
+    Feature,
+    Hash,
+    History,
+    Piecewise,
+    Quantiles,
+    Spec,
+    Vocabulary,
+)
 
 Owner = Literal["user", "item", "context"]
 
@@ -18,6 +28,12 @@ LIST_SEPARATOR = ","
 
 PADDING = -1
 """Fills the tail of a list of ids."""
+
+NUMBER = r"^[\t\n\f\r ]*[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?[\t\n\f\r ]*$"
+"""Text that is a number, where a text column is read as one too; any other is missing.
+
+Without `\\s` and `\\d`, which mean something else in each language.
+"""
 
 USER_KEY = "key:user"
 REQUEST_KEY = "key:request"
@@ -73,6 +89,40 @@ class ModelInput:
 def encoding_of(feature: Feature) -> Any:
     """The encoding of the feature's value; a counter is encoded `as` a number."""
     return feature.encode.as_ if isinstance(feature.encode, Counter) else feature.encode
+
+
+def vocabulary_name(table: str) -> str:
+    """Name of the vocabulary (and of its file among the assets) of an embedding table."""
+    return f"vocabulary_{table}"
+
+
+def learned_name(feature: str, value: str) -> str:
+    """Name of the operation of the transform graph that holds a value learned for a feature.
+
+    `mean` and `variance` of a scaled number, `boundaries` of quantile buckets, `edges` of
+    piecewise bins.
+    """
+    return f"learned/{feature}/{value}"
+
+
+def table_rows(spec: Spec, vocabulary_size: Callable[[str], int]) -> dict[str, int]:
+    """Rows of each embedding table, from the spec and the sizes of the vocabularies.
+
+    Args:
+        spec: The spec.
+        vocabulary_size: Tokens of a table's vocabulary.
+    """
+    rows: dict[str, int] = {}
+    for feature in spec.features:
+        encode = encoding_of(feature)
+        if isinstance(encode, Vocabulary):
+            count = 1 + vocabulary_size(feature.table_name) + encode.oov_buckets
+        elif isinstance(encode, Hash | Quantiles):
+            count = 1 + encode.buckets
+        else:
+            continue
+        rows[feature.table_name] = max(rows.get(feature.table_name, 0), count)
+    return rows
 
 
 def raw_columns(spec: Spec) -> tuple[RawColumn, ...]:

@@ -1,7 +1,8 @@
 """Features to a published model, on Ray Train.
 
 `train` makes a run, `evaluate` measures it through its export, `publish` lets it past the
-gate or not. Nothing heavy is imported before one of them is used.
+gate or not, `convert` makes a file for devices of it. Nothing heavy is imported before one of
+them is used.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 import recsys  # noqa: F401  (Keras switch first)
 
 if TYPE_CHECKING:
+    from training.conversion import convert
     from training.evaluation import evaluate
     from training.gate import Promote, Reject
     from training.publishing import publish
     from training.trainer import train
 
-__all__ = ["Promote", "Reject", "evaluate", "publish", "train"]
+__all__ = ["Promote", "Reject", "convert", "evaluate", "publish", "train"]
 
 _HOMES = {
     "train": "training.trainer",
+    "convert": "training.conversion",
     "evaluate": "training.evaluation",
     "publish": "training.publishing",
     "Promote": "training.gate",

@@ -27,6 +27,10 @@ from training.input import load_rows, open_split
 from training.loop import CHECKPOINTS, Job, fit
 from training.progress import FOLDER, Progress, silent
 from training.scoring import score_rows
+from training.warm_start import check_source, start_from
+
+RECORD = "run.json"
+"""Id of a run, and what it starts from, written before it trains."""
 
 
 def train(
@@ -37,6 +41,7 @@ def train(
     gpu: bool = False,
     ray_address: str | None = None,
     resume: bool = False,
+    warm_start: str | Path | None = None,
     eager: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -53,6 +58,8 @@ def train(
         gpu: Give each worker a GPU.
         ray_address: A Ray cluster; None starts one on this machine.
         resume: Go on with an unfinished run.
+        warm_start: A finished run of the same shape to start from: its best weights, rows of
+            tables by token, and its optimizer's state. Steps and epochs count from 0.
         eager: Run steps eagerly, checking every layer for values that are not finite.
         progress: Called with stage, done, total and a few words.
 
@@ -60,8 +67,8 @@ def train(
         The run's manifest.
 
     Raises:
-        UserError: The features are of another spec or damaged, the output is taken, workers
-            cannot be had, or the loss is not finite.
+        UserError: The features are of another spec or damaged, the output is taken, the run
+            to start from has another shape, workers cannot be had, or the loss is not finite.
     """
     features, run = Path(features).absolute(), Path(output).absolute()
     tell = progress or silent
@@ -75,11 +82,20 @@ def train(
                 found="0",
                 fix="Change data.split in the spec.",
             )
+    start = None
+    if warm_start is not None:
+        source = Path(warm_start).absolute()
+        start = {"run": check_source(spec, source)["run"], "folder": str(source)}
     if resume and (run / MANIFEST).is_file():
         _check_same(spec, run)
-        return read_manifest(run, "run")
-    run_id = _open_run(spec, run, resume)
+        finished = read_manifest(run, "run")
+        _check_same_start(finished.get("warm_start"), start, run)
+        return finished
+    run_id, start = _open_run(spec, run, resume, start)
     job = Job(spec, features, run, eager=eager)
+    # Before the workers start, so that each finds it as it would find any checkpoint.
+    if start is not None and not Store(run / CHECKPOINTS).names():
+        start = _start_from(job, run_id, start, manifest["tables"], tell)
     model = None
     if workers == 0:
         model = fit(job, progress=tell)
@@ -87,11 +103,54 @@ def train(
         from training.launch import fit_on_ray
 
         fit_on_ray(job, workers, gpu=gpu, address=ray_address, progress=tell)
-    return _finish(job, model, run_id, workers, manifest, tell)
+    return _finish(job, model, run_id, workers, manifest, start, tell)
 
 
-def _open_run(spec: Spec, run: Path, resume: bool) -> str:
-    record = run / "run.json"
+def _start_from(
+    job: Job, run_id: str, start: dict[str, Any], tables: dict[str, int], tell: Progress
+) -> dict[str, Any]:
+    """Write the checkpoint of step 0 from another run; returns the record with its tables."""
+    source = Path(start["folder"])
+    tell("warm start", 0, 1, f"from {source}")
+    found = check_source(job.spec, source)["run"]
+    if found != start["run"]:
+        raise UserError(
+            "The folder of the run to start from holds another run now.",
+            where=str(source),
+            expected=f"run {start['run']}",
+            found=f"run {found}",
+            fix="Start a new run in another output folder.",
+        )
+    model, moved = start_from(
+        job.spec, job.features, tables, source, lambda text: tell("warning", 0, 1, text)
+    )
+    start = {**start, "tables": moved}
+    # The checkpoint comes last: where it stands, the record is whole.
+    write_json(job.run / RECORD, {"run": run_id, "warm_start": start})
+    Store(job.run / CHECKPOINTS).save(model, Position())
+    tell("warm start", 1, 1, f"from {source}")
+    return start
+
+
+def _check_same_start(
+    begun: dict[str, Any] | None, asked: dict[str, Any] | None, run: Path
+) -> None:
+    """Resuming may leave the warm start out, but not name another."""
+    if asked is not None and (begun or {}).get("run") != asked["run"]:
+        raise UserError(
+            "The run did not start from the run that is named.",
+            where=str(run),
+            expected=f"a start from run {begun['run']}" if begun else "no --warm-start",
+            found=f"--warm-start {asked['folder']} (run {asked['run']})",
+            fix="Resume without --warm-start, or name another output folder.",
+        )
+
+
+def _open_run(
+    spec: Spec, run: Path, resume: bool, start: dict[str, Any] | None
+) -> tuple[str, dict[str, Any] | None]:
+    """The run's id, and the record of the run that it starts from, if any."""
+    record = run / RECORD
     if (run / MANIFEST).is_file():
         raise UserError(
             "The output holds a finished run.",
@@ -109,7 +168,9 @@ def _open_run(spec: Spec, run: Path, resume: bool) -> str:
         _check_same(spec, run)
         for leftover in (*run.glob(".rows-*"), *run.glob(f"{CHECKPOINTS}/.*.partial")):
             shutil.rmtree(leftover, ignore_errors=True)
-        return str(read_json(record)["run"])
+        begun = read_json(record)
+        _check_same_start(begun.get("warm_start"), start, run)
+        return str(begun["run"]), begun.get("warm_start")
     if run.is_file() or (run.is_dir() and any(run.iterdir())):
         raise UserError(
             "The output exists and is no run.",
@@ -119,8 +180,8 @@ def _open_run(spec: Spec, run: Path, resume: bool) -> str:
     run.mkdir(parents=True, exist_ok=True)
     write_text(run / "spec.yaml", dumps(spec))
     run_id = uuid.uuid4().hex
-    write_json(record, {"run": run_id})
-    return run_id
+    write_json(record, {"run": run_id, **({"warm_start": start} if start else {})})
+    return run_id, start
 
 
 def _check_same(spec: Spec, run: Path) -> None:
@@ -137,7 +198,13 @@ def _check_same(spec: Spec, run: Path) -> None:
 
 
 def _finish(
-    job: Job, model: Any, run_id: str, workers: int, features: dict[str, Any], tell: Progress
+    job: Job,
+    model: Any,
+    run_id: str,
+    workers: int,
+    features: dict[str, Any],
+    start: dict[str, Any] | None,
+    tell: Progress,
 ) -> dict[str, Any]:
     from recsys.export import export
     from recsys.model import build
@@ -154,7 +221,7 @@ def _finish(
     tell("finish", 2, 4, "exporting")
     with write_folder(run / EXPORT, replace=True) as folder:
         export(model, spec, job.features / "transform", folder, calibrations)
-    write_manifest(run, "run", *_content(job, run_id, workers, position, features))
+    write_manifest(run, "run", *_content(job, run_id, workers, position, features, start))
     tell("finish", 3, 4, "evaluating on validation")
     try:
         evaluate(run, "validation")
@@ -201,7 +268,12 @@ def calibrate(job: Job, model: Any) -> dict[str, Any]:
 
 
 def _content(
-    job: Job, run_id: str, workers: int, position: Position, features: dict[str, Any]
+    job: Job,
+    run_id: str,
+    workers: int,
+    position: Position,
+    features: dict[str, Any],
+    start: dict[str, Any] | None,
 ) -> tuple[dict[str, str], dict[str, Any]]:
     prints = fingerprints(job.spec)
     best = position.best or {}
@@ -220,5 +292,6 @@ def _content(
                 "score": best.get("score"),
                 "time_range": features.get("time_range", {}),
             },
+            **({"warm_start": start} if start else {}),
         },
     )

@@ -133,13 +133,13 @@ class LocalSelfAttention(tf_keras.layers.Layer):
         projected = tf.matmul(tf.reshape(x, [-1, dim]), kernel_in)
         projected = tf.reshape(projected, [batch, length, 3 * heads * width])
         projected = tf.pad(projected, [[0, 0], [0, fill], [0, 0]])
-        # [3, batch, blocks, heads, window, width]
-        projected = tf.transpose(
-            tf.reshape(projected, [batch, blocks, window, 3, heads, width]), [3, 0, 1, 4, 2, 5]
+        # [batch, blocks, heads, window, width] each: LiteRT takes no more than five axes.
+        query, keys, values = (
+            tf.transpose(tf.reshape(part, [batch, blocks, window, heads, width]), [0, 1, 3, 2, 4])
+            for part in tf.split(projected, 3, axis=2)
         )
-        query = projected[0] * tf.constant(width**-0.5, x.dtype)
-        keys = _with_previous(projected[1], axis=3)
-        values = _with_previous(projected[2], axis=3)
+        query *= tf.constant(width**-0.5, x.dtype)
+        keys, values = _with_previous(keys, axis=3), _with_previous(values, axis=3)
         seen = tf.reshape(tf.pad(valid, [[0, 0], [0, fill]]), [batch, blocks, window])
         seen = _with_previous(seen, axis=2)[:, :, None, None, :]
         if self.causal:

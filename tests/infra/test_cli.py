@@ -32,8 +32,8 @@ def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert "HEAVY []" in done.stdout, done.stdout + done.stderr
-    for command in ("simulate", "check", "features", "train", "evaluate", "publish", "serve",
-                    "rank", "run", "demo"):  # fmt: skip
+    for command in ("simulate", "check", "features", "train", "evaluate", "publish", "convert",
+                    "serve", "rank", "run", "demo"):  # fmt: skip
         assert command in done.stdout
 
 
@@ -50,6 +50,7 @@ def test_no_command_shows_help() -> None:
         (["check", "none.yaml"], 2, "does not exist"),
         (["evaluate", "nowhere"], 1, "recsys train"),
         (["publish", "nowhere", "--models", "m"], 1, "recsys train"),
+        (["convert", "nowhere", "--output", "{tmp}"], 1, "recsys train"),
         (["serve", "nowhere", "--features", "none"], 1, "recsys features"),
         (["rank", "none.json"], 1, "missing"),
         (["run", SPEC, "--input", "nowhere", "--output", "{tmp}"], 1, "nowhere"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,20 @@ train: {batch_size: 64, epochs: 2, early_stopping: {patience: 5}}
 evaluate: {slices: [device]}
 """
 
-TABLES = {"user": USERS + 2, "item": ITEMS + 2, "tags": TAGS + 2, "device": 4}
+VOCABULARIES = {
+    "user": [f"u{n}" for n in range(1, USERS + 1)],
+    "item": [f"i{n}" for n in range(1, ITEMS + 1)],
+    "tags": [f"{n}" for n in range(1, TAGS + 1)],
+    "device": ["d1", "d2"],
+}
+
+
+def table_sizes(vocabularies: dict[str, list[str]]) -> dict[str, int]:
+    """Rows of the tables: one for missing values, the tokens, one out of vocabulary."""
+    return {name: 1 + len(tokens) + 1 for name, tokens in vocabularies.items()}
+
+
+TABLES = table_sizes(VOCABULARIES)
 
 
 def small_spec(**train: Any) -> Spec:
@@ -45,8 +59,13 @@ def small_spec(**train: Any) -> Spec:
     return spec.model_copy(update={"train": spec.train.model_copy(update=train)})
 
 
-def make_columns(rows: int, seed: int) -> dict[str, pa.Array]:
-    """Columns of an examples file: clicks follow user and item tastes, purchases the price."""
+def make_columns(
+    rows: int, seed: int, vocabularies: dict[str, list[str]] = VOCABULARIES
+) -> dict[str, pa.Array]:
+    """Columns of an examples file: clicks follow user and item tastes, purchases the price.
+
+    The rows are those of `VOCABULARIES`; others give the same tokens other ids.
+    """
     rng, world = np.random.default_rng(seed), np.random.default_rng(99)
     taste, appeal = world.normal(0, 1.5, USERS), world.normal(0, 1.5, ITEMS)
     user, item = rng.integers(0, USERS, rows), rng.integers(0, ITEMS, rows)
@@ -55,12 +74,19 @@ def make_columns(rows: int, seed: int) -> dict[str, pa.Array]:
     click = rng.random(rows) < 1 / (1 + np.exp(-(taste[user] + appeal[item] - 0.5)))
     buy = click & (rng.random(rows) < 1 / (1 + np.exp(2 * price - 0.5)))
     tags = np.stack([item % TAGS + 1, np.where(item % 2, item % 3 + 1, -1), np.full(rows, -1)], 1)
+
+    def ids(name: str, numbers: np.ndarray) -> pa.Array:
+        tokens = vocabularies[name]
+        row = {token: at for at, token in enumerate(tokens, 1)}
+        moved = [row.get(token, 1 + len(tokens)) for token in VOCABULARIES[name]]
+        return pa.array(np.where(numbers < 0, numbers, np.array(moved)[numbers - 1]), pa.int32())
+
     return {
-        "user": pa.array(user + 1, pa.int32()),
-        "item": pa.array(item + 1, pa.int32()),
+        "user": ids("user", user + 1),
+        "item": ids("item", item + 1),
         "price": pa.array(price, pa.float32()),
-        "tags": pa.FixedSizeListArray.from_arrays(pa.array(tags.reshape(-1), pa.int32()), 3),
-        "device": pa.array(device + 1, pa.int32()),
+        "tags": pa.FixedSizeListArray.from_arrays(ids("tags", tags.reshape(-1)), 3),
+        "device": ids("device", device + 1),
         "label:click": pa.array(click.astype(np.float32)),
         "label:conversion": pa.array(buy.astype(np.float32)),
         "key:user": pa.array([f"u{u + 1}" for u in user]),
@@ -70,7 +96,13 @@ def make_columns(rows: int, seed: int) -> dict[str, pa.Array]:
 
 
 def make_features(
-    folder: Path, spec: Spec | None = None, *, train: int = 2000, other: int = 400, files: int = 3
+    folder: Path,
+    spec: Spec | None = None,
+    *,
+    train: int = 2000,
+    other: int = 400,
+    files: int = 3,
+    vocabularies: dict[str, list[str]] = VOCABULARIES,
 ) -> Path:
     """Write the folder: `train` rows in several files of small row groups, `other` the rest."""
     spec = spec or small_spec()
@@ -78,43 +110,60 @@ def make_features(
     for seed, (split, rows) in enumerate(counts.items()):
         place = folder / "examples" / split
         place.mkdir(parents=True)
-        table = pa.table(make_columns(rows, seed))
+        table = pa.table(make_columns(rows, seed, vocabularies))
         cuts = np.linspace(0, rows, files + 1).astype(int)
         for n, (low, high) in enumerate(pairwise(cuts)):
             part = table.slice(low, high - low)
             pq.write_table(part, place / f"part-{n:05d}.parquet", row_group_size=150)
-    make_transform(folder / "transform" / "transform_fn")
+    make_transform(folder / "transform" / "transform_fn", vocabularies)
     (folder / "spec.yaml").write_text(dumps(spec))
     write_manifest(
         folder,
         "features",
         {"features": fingerprints(spec)["features"]},
-        {"spec": spec.name, "rows": counts, "tables": TABLES},
+        {"spec": spec.name, "rows": counts, "tables": table_sizes(vocabularies)},
     )
     return folder
 
 
-def make_transform(folder: Path) -> None:
-    """A transform graph of the same columns: `u7` is row 7, as in the examples."""
+def make_transform(folder: Path, vocabularies: dict[str, list[str]] = VOCABULARIES) -> None:
+    """A transform graph of the same columns, with a file for each vocabulary."""
     import tensorflow as tf
 
-    def number(text: tf.Tensor) -> tf.Tensor:
-        digits = tf.strings.regex_replace(text, "^[a-z]+", "")
-        return tf.strings.to_number(tf.where(digits == "", "0", digits), tf.int64)
-
     class Transform(tf.Module):
+        def __init__(self, files: Path) -> None:
+            super().__init__()
+            self.tables = {}
+            for name, tokens in vocabularies.items():
+                path = files / f"vocabulary_{name}"
+                path.write_text("".join(f"{token}\n" for token in tokens))
+                lines = tf.lookup.TextFileInitializer(
+                    str(path),
+                    tf.string,
+                    tf.lookup.TextFileIndex.WHOLE_LINE,
+                    tf.int64,
+                    tf.lookup.TextFileIndex.LINE_NUMBER,
+                )
+                self.tables[name] = tf.lookup.StaticHashTable(lines, len(tokens))
+
+        def ids(self, name: str, text: tf.Tensor, missing: int = 0) -> tf.Tensor:
+            found = self.tables[name].lookup(text) + 1
+            return tf.where(text == "", tf.constant(missing, tf.int64), found)
+
         @tf.function
         def transform_fn(self, raw: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            parts = tf.strings.split(raw["tags"], ",").to_tensor("-1", shape=[None, 3])
+            parts = tf.strings.split(raw["tags"], ",").to_tensor("", shape=[None, 3])
             return {
-                "user": number(raw["user"]),
-                "item": number(raw["item"]),
+                "user": self.ids("user", raw["user"]),
+                "item": self.ids("item", raw["item"]),
                 "price": raw["price"],
-                "tags": tf.strings.to_number(parts, tf.int64),
-                "device": number(raw["device"]),
+                "tags": self.ids("tags", parts, missing=-1),
+                "device": self.ids("device", raw["device"]),
             }
 
-    module = Transform()
-    text = {name: tf.TensorSpec([None], tf.string) for name in ("user", "item", "tags", "device")}
-    module.transform_fn.get_concrete_function({**text, "price": tf.TensorSpec([None], tf.float32)})
-    tf.saved_model.save(module, str(folder))
+    with tempfile.TemporaryDirectory() as files:
+        module = Transform(Path(files))
+        text = {n: tf.TensorSpec([None], tf.string) for n in ("user", "item", "tags", "device")}
+        numbers = {"price": tf.TensorSpec([None], tf.float32)}
+        module.transform_fn.get_concrete_function({**text, **numbers})
+        tf.saved_model.save(module, str(folder))
