@@ -197,6 +197,9 @@ def train(
     eager: Annotated[
         bool, typer.Option("--eager", help="Run steps eagerly, with checks that name the layer.")
     ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Say what bounds the run, and what to change.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Fit the model; one process, or Ray workers."""
@@ -213,6 +216,7 @@ def train(
         ray_address=ray_address,
         resume=resume,
         eager=eager,
+        profile=profile,
     )
     _result(result, as_json, lambda value: show_training(value, output))
 

@@ -94,7 +94,34 @@ def show_training(result: Mapping[str, Any], folder: Path) -> None:
     validation = result.get("validation")
     if validation:
         Console().print(metrics_table(validation, "validation"))
+    if "profile" in result:
+        show_profile(result["profile"], folder)
     print(f"run in {folder}; TensorBoard: tensorboard --logdir {folder / 'logs'}")
+
+
+def show_profile(found: Mapping[str, Any], folder: Path) -> None:
+    """Print what bounds a run, its parts, and how to open the trace."""
+    from training.profile import FILE, PARTS
+
+    table = Table(
+        title=f"a step of {found['rows']:,} rows: {found['step_ms']:.2f} ms, "
+        f"{found['rows_per_s']:,.0f} rows/s",
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column("part")
+    table.add_column("share", justify="right")
+    for part, share in sorted(found["shares"].items(), key=lambda item: -item[1]):
+        table.add_row(PARTS[part], f"{share:.1%}")
+    Console().print(table)
+    costliest = ", ".join(f"{scope} {share:.1%}" for scope, share in found["costliest"].items())
+    print(f"costliest layers: {costliest}")
+    for line in found["words"]:
+        print(line)
+    print(
+        f"profile in {folder / FILE}; trace in {folder / found['trace']}\n"
+        "to open the trace: pip install tensorboard-plugin-profile, then TensorBoard as below, "
+        "tab Profile"
+    )
 
 
 def decision_json(decision: Any) -> dict[str, Any]:

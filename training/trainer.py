@@ -18,7 +18,7 @@ from recsys.artifacts import (
     write_manifest,
     write_text,
 )
-from recsys.errors import UserError
+from recsys.errors import EXIT_WRONG_USE, UserError
 from recsys.spec import dumps, fingerprints, load
 from recsys.spec.records import Spec
 from training.checkpoints import Position, Store
@@ -38,6 +38,7 @@ def train(
     ray_address: str | None = None,
     resume: bool = False,
     eager: bool = False,
+    profile: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train a spec on its features.
@@ -54,6 +55,8 @@ def train(
         ray_address: A Ray cluster; None starts one on this machine.
         resume: Go on with an unfinished run.
         eager: Run steps eagerly, checking every layer for values that are not finite.
+        profile: Time and trace some steps of the first epoch, and say in `RUN/profile.json`
+            what bounds the run (see `training.profile`). What is trained is the same.
         progress: Called with stage, done, total and a few words.
 
     Returns:
@@ -61,8 +64,16 @@ def train(
 
     Raises:
         UserError: The features are of another spec or damaged, the output is taken, workers
-            cannot be had, or the loss is not finite.
+            cannot be had, the loss is not finite, or there are no steps to profile.
     """
+    if profile and eager:
+        raise UserError(
+            "A run cannot be profiled and eager at once.",
+            expected="--profile or --eager",
+            found="both",
+            fix="Leave one of them out: an eager step says nothing about a compiled one.",
+            exit_code=EXIT_WRONG_USE,
+        )
     features, run = Path(features).absolute(), Path(output).absolute()
     tell = progress or silent
     manifest = check_features(spec, features)
@@ -77,9 +88,15 @@ def train(
             )
     if resume and (run / MANIFEST).is_file():
         _check_same(spec, run)
+        if profile:
+            raise UserError(
+                "The run is finished: there are no steps left to profile.",
+                where=str(run),
+                fix="Leave --profile out, or name another output folder.",
+            )
         return read_manifest(run, "run")
     run_id = _open_run(spec, run, resume)
-    job = Job(spec, features, run, eager=eager)
+    job = Job(spec, features, run, eager=eager, profile=profile)
     model = None
     if workers == 0:
         model = fit(job, progress=tell)
