@@ -103,11 +103,11 @@ def show_profile(found: Mapping[str, Any], folder: Path) -> None:
     """Print what bounds a run, its parts, and how to open the trace."""
     from training.profile import FILE, PARTS
 
-    table = Table(
-        title=f"a step of {found['rows']:,} rows: {found['step_ms']:.2f} ms, "
-        f"{found['rows_per_s']:,.0f} rows/s",
-        box=box.SIMPLE_HEAD,
+    print(
+        f"a step of {found['rows']:,} rows: {found['step_ms']:.2f} ms, "
+        f"{found['rows_per_s']:,.0f} rows/s"
     )
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("part")
     table.add_column("share", justify="right")
     for part, share in sorted(found["shares"].items(), key=lambda item: -item[1]):

@@ -132,7 +132,9 @@ def scope_of(name: str) -> str:
     return "/".join(dict.fromkeys(scopes[:2]))
 
 
-def inside(ops: Sequence[Op], steps: Sequence[Interval]) -> tuple[dict[str, float], dict[str, float]]:
+def inside(
+    ops: Sequence[Op], steps: Sequence[Interval]
+) -> tuple[dict[str, float], dict[str, float]]:
     """Where the steps' time went, by the rules above.
 
     Args:
@@ -236,7 +238,9 @@ def read_trace(path: Path) -> tuple[list[Op], list[Interval]]:
 
     space = xplane_pb2.XSpace()
     space.ParseFromString(path.read_bytes())
-    host, device, steps = [], [], []
+    host: list[Op] = []
+    device: list[Op] = []
+    steps: list[Interval] = []
     thread = 0
     for plane in space.planes:
         on_device = plane.name.startswith("/device:GPU")
