@@ -89,6 +89,7 @@ WORTH = 0.2
 WARM_UP, WINDOW, LEAST = 10, 20, 8
 _OP = re.compile(r"([^:\s]+):([A-Z_]\w*)")
 _STEP = "train"
+_XLA_RUN = "ThunkExecutor::Execute"
 
 
 @dataclass(frozen=True)
@@ -247,9 +248,7 @@ def read_trace(path: Path) -> tuple[list[Op], list[Interval]]:
         for line in plane.lines:
             thread += 1
             for event in line.events:
-                label = plane.event_metadata[event.metadata_id].name
-                if on_device:
-                    label = _tf_op(plane, event)
+                label = _label(plane, event, on_device)
                 start = line.timestamp_ns + event.offset_ps // 1000
                 end = start + event.duration_ps // 1000
                 if label == _STEP:
@@ -263,12 +262,17 @@ def read_trace(path: Path) -> tuple[list[Op], list[Interval]]:
     return device or host, sorted(steps)
 
 
-def _tf_op(plane: Any, event: Any) -> str:
-    """The op that launched a device's kernel, or '' where it is not known."""
-    for stat in event.stats:
-        if plane.stat_metadata[stat.metadata_id].name == "tf_op":
-            return stat.str_value or plane.stat_metadata[stat.ref_value].name
-    return ""
+def _label(plane: Any, event: Any, on_device: bool) -> str:
+    """What an event ran, `name:Type` where that is an op, or '' where it is not known."""
+    stats = {plane.stat_metadata[stat.metadata_id].name: stat for stat in event.stats}
+    if on_device and "tf_op" in stats:
+        stat = stats["tf_op"]
+        return stat.str_value or plane.stat_metadata[stat.ref_value].name
+    name = plane.event_metadata[event.metadata_id].name
+    # What XLA compiled has no ops any more; it is the network's dense part (`model.xla`).
+    if "hlo_op" in stats or name == _XLA_RUN:
+        return "xla/run:XlaRun"
+    return "" if on_device else name
 
 
 class Profiler:

@@ -135,6 +135,23 @@ def test_a_gpus_kernels_count_and_not_what_launches_them(tmp_path: Path) -> None
     ]
 
 
+def test_what_xla_compiled_is_dense_work(tmp_path: Path) -> None:
+    """A real trace: a compiled call has no ops, and would else look like an idle host."""
+    import tensorflow as tf
+
+    compiled = tf.function(lambda x: tf.linalg.matmul(x, x), jit_compile=True)
+    step = tf.function(lambda x: compiled(x))
+    x = tf.random.normal([300, 300])
+    step(x)
+    tf.profiler.experimental.start(str(tmp_path))
+    with tf.profiler.experimental.Trace("train", step_num=0, _r=1):
+        step(x)
+    tf.profiler.experimental.stop()
+    ops, steps = read_trace(next(tmp_path.rglob("*.xplane.pb")))
+    by_part, by_scope = inside(ops, steps)
+    assert len(steps) == 1 and by_scope["xla"] == by_part[DENSE] > 0
+
+
 def test_what_cannot_be_profiled_is_refused(features: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="profiled and eager"):
         training.train(small_spec(), features, tmp_path / "run", profile=True, eager=True)
