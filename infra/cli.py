@@ -201,6 +201,9 @@ def train(
     eager: Annotated[
         bool, typer.Option("--eager", help="Run steps eagerly, with checks that name the layer.")
     ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Say what bounds the run, and what to change.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Fit the model; one process, or Ray workers."""
@@ -218,6 +221,7 @@ def train(
         resume=resume,
         warm_start=warm_start,
         eager=eager,
+        profile=profile,
     )
     _result(result, as_json, lambda value: show_training(value, output))
 

@@ -96,6 +96,8 @@ def show_training(result: Mapping[str, Any], folder: Path) -> None:
         Console().print(metrics_table(validation, "validation"))
     if result.get("warm_start"):
         show_warm_start(result["warm_start"])
+    if "profile" in result:
+        show_profile(result["profile"], folder)
     print(f"run in {folder}; TensorBoard: tensorboard --logdir {folder / 'logs'}")
 
 
@@ -117,6 +119,31 @@ def show_conversion(result: Mapping[str, Any], folder: Path) -> None:
         f"model of {result['bytes']:,} bytes in {folder}; on {check['rows']:,} validation rows the "
         f"largest difference is {max(check['largest'].values()):.2g} "
         f"(at most {check['tolerance']:g} is allowed)"
+    )
+
+
+def show_profile(found: Mapping[str, Any], folder: Path) -> None:
+    """Print what bounds a run, its parts, and how to open the trace."""
+    from training.profile import FILE, PARTS
+
+    print(
+        f"a step of {found['rows']:,} rows: {found['step_ms']:.2f} ms, "
+        f"{found['rows_per_s']:,.0f} rows/s"
+    )
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("part")
+    table.add_column("share", justify="right")
+    for part, share in sorted(found["shares"].items(), key=lambda item: -item[1]):
+        table.add_row(PARTS[part], f"{share:.1%}")
+    Console().print(table)
+    costliest = ", ".join(f"{scope} {share:.1%}" for scope, share in found["costliest"].items())
+    print(f"costliest layers: {costliest}")
+    for line in found["words"]:
+        print(line)
+    print(
+        f"profile in {folder / FILE}; trace in {folder / found['trace']}\n"
+        "to open the trace: pip install tensorboard-plugin-profile, then TensorBoard as below, "
+        "tab Profile"
     )
 
 

@@ -27,12 +27,16 @@ def make_features(
 
 
 def fit(spec: Spec, features: Path, output: Path, **options: Any) -> dict[str, Any]:
-    """Train; returns the run's manifest."""
+    """Train; returns the run's manifest, and under `profile` what a profiled run found."""
     load_tensorflow()
     from training import train
+    from training.profile import FILE
 
     with Progress() as progress:
-        return train(spec, features, output, progress=progress, **options)
+        manifest = train(spec, features, output, progress=progress, **options)
+    if options.get("profile"):
+        manifest["profile"] = read_json(output / FILE)
+    return manifest
 
 
 def measure(run: Path, split: str = "test", champion: Path | None = None) -> dict[str, Any]:

@@ -98,9 +98,6 @@ class Network(tf_keras.layers.Layer):
             dtype=self._dtype_policy,
         )
         self.sharing = self._make_sharing()
-        for part in self.sharing.submodules:
-            if isinstance(part, GatedTower):
-                part.gated = model.gated
         self.towers = [
             GatedTower(
                 model.towers,
@@ -183,6 +180,7 @@ class Network(tf_keras.layers.Layer):
             "units": model.shared,
             "dropout": model.dropout,
             "recompute": model.recompute,
+            "gated": model.gated,
             "name": "sharing",
             "dtype": self._dtype_policy,
         }

@@ -18,6 +18,7 @@ from training.checkpoints import Position, Store
 from training.debug import NotFiniteError, first_bad_layer, watched_layers
 from training.input import Rows, chunks, dataset, kept_rows, load_rows, open_split
 from training.order import Plan, make_plan
+from training.profile import FILE, Profiler
 from training.progress import Progress, silent
 from training.scoring import score_rows, validate
 
@@ -36,12 +37,14 @@ class Job:
         features: The features folder.
         run: The run folder.
         eager: Run each step eagerly, with shapes and finite values checked by layer.
+        profile: Time and trace some steps of the first epoch, and write `profile.json`.
     """
 
     spec: Spec
     features: Path
     run: Path
     eager: bool = False
+    profile: bool = False
 
 
 class StoppedError(UserError):
@@ -121,6 +124,7 @@ class _Loop:
         with strategy.scope():
             self._model = build(self._spec, tables, self._total)
         self._store = Store(job.run / CHECKPOINTS)
+        self._profiler: Profiler | None = None
         self._step = self._step_function()
         self._sum = _summer(strategy)
         self._writers = {
@@ -131,16 +135,24 @@ class _Loop:
 
     def run(self) -> Any:
         position = self._store.restore_latest(self._model, warn=self._warn)
-        with self._debugging():
-            while not position.ended:
-                position = self._epoch(position)
+        if self._job.profile:
+            # Every worker makes one, so that all stop where there are too few steps.
+            steps = self._stop(position) - position.batch
+            self._profiler = Profiler(steps, self._plan.batch, self._job.run)
+        try:
+            with self._debugging():
+                while not position.ended:
+                    position = self._epoch(position)
+        finally:
+            if self._profiler is not None:
+                self._profiler.close()
         for writer in self._writers.values():
             writer.close()
         return self._model
 
     def _epoch(self, position: Position) -> Position:
         plan, spec = self._plan, self._spec
-        stop = min(plan.steps, position.batch + self._total - position.step)
+        stop = self._stop(position)
         data = iter(
             dataset(
                 self._rows,
@@ -166,6 +178,10 @@ class _Loop:
             if due:
                 self._save(position, {"step": position.step})
         return self._end_epoch(position, seen)
+
+    def _stop(self, position: Position) -> int:
+        """The batch at which the position's epoch ends."""
+        return min(self._plan.steps, position.batch + self._total - position.step)
 
     def _look(self, pending: list[dict[str, Any]], position: Position) -> dict[str, float]:
         names = sorted(pending[0])
@@ -305,7 +321,23 @@ class _Loop:
         def step(batches: Any) -> dict[str, Any]:
             return strategy.run(model.train_step, args=(next(batches),))
 
+        def step_of(batch: Any) -> dict[str, Any]:
+            return strategy.run(model.train_step, args=(batch,))
+
+        if self._job.profile:
+            # Batches are fetched outside of the step, where waiting for them can be timed. All
+            # workers do, to the run's end: their collectives are numbered as steps are traced.
+            compiled = tf.function(step_of, reduce_retracing=True)
+            return lambda batches: self._profiled(compiled, batches)
         return step if self._job.eager else tf.function(step, reduce_retracing=True)
+
+    def _profiled(self, step: Callable[[Any], dict[str, Any]], batches: Any) -> dict[str, Any]:
+        if not self._chief or self._profiler is None or self._profiler.done:
+            return step(next(batches))
+        logs = self._profiler.take(step, batches)
+        if self._profiler.done:
+            write_json(self._job.run / FILE, self._profiler.record())
+        return logs
 
     @contextlib.contextmanager
     def _debugging(self) -> Any:

@@ -18,7 +18,7 @@ from recsys.artifacts import (
     write_manifest,
     write_text,
 )
-from recsys.errors import UserError
+from recsys.errors import EXIT_WRONG_USE, UserError
 from recsys.spec import dumps, fingerprints, load
 from recsys.spec.records import Spec
 from training.checkpoints import Position, Store
@@ -43,6 +43,7 @@ def train(
     resume: bool = False,
     warm_start: str | Path | None = None,
     eager: bool = False,
+    profile: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Train a spec on its features.
@@ -61,6 +62,8 @@ def train(
         warm_start: A finished run of the same shape to start from: its best weights, rows of
             tables by token, and its optimizer's state. Steps and epochs count from 0.
         eager: Run steps eagerly, checking every layer for values that are not finite.
+        profile: Time and trace some steps of the first epoch, and say in `RUN/profile.json`
+            what bounds the run (see `training.profile`). What is trained is the same.
         progress: Called with stage, done, total and a few words.
 
     Returns:
@@ -68,8 +71,17 @@ def train(
 
     Raises:
         UserError: The features are of another spec or damaged, the output is taken, the run
-            to start from has another shape, workers cannot be had, or the loss is not finite.
+            to start from has another shape, workers cannot be had, the loss is not finite, or
+            there are no steps to profile.
     """
+    if profile and eager:
+        raise UserError(
+            "A run cannot be profiled and eager at once.",
+            expected="--profile or --eager",
+            found="both",
+            fix="Leave one of them out: an eager step says nothing about a compiled one.",
+            exit_code=EXIT_WRONG_USE,
+        )
     features, run = Path(features).absolute(), Path(output).absolute()
     tell = progress or silent
     manifest = check_features(spec, features)
@@ -88,11 +100,17 @@ def train(
         start = {"run": check_source(spec, source)["run"], "folder": str(source)}
     if resume and (run / MANIFEST).is_file():
         _check_same(spec, run)
+        if profile:
+            raise UserError(
+                "The run is finished: there are no steps left to profile.",
+                where=str(run),
+                fix="Leave --profile out, or name another output folder.",
+            )
         finished = read_manifest(run, "run")
         _check_same_start(finished.get("warm_start"), start, run)
         return finished
     run_id, start = _open_run(spec, run, resume, start)
-    job = Job(spec, features, run, eager=eager)
+    job = Job(spec, features, run, eager=eager, profile=profile)
     # Before the workers start, so that each finds it as it would find any checkpoint.
     if start is not None and not Store(run / CHECKPOINTS).names():
         start = _start_from(job, run_id, start, manifest["tables"], tell)

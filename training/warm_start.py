@@ -140,7 +140,7 @@ def start_from(
     for (mine, variables), (other, _) in zip(
         parts(model.optimizer), parts(old.optimizer), strict=True
     ):
-        mine.iterations.assign(other.iterations)
+        # Steps count from 0: the learning rates of the new run follow their own schedule.
         for new in variables:
             before, places = olds[new.ref()]
             for name in mine.get_slot_names():

@@ -62,31 +62,18 @@ class GatedTower(tf_keras.layers.Layer):
         self.recompute = bool(recompute)
         self.activation = tf_keras.activations.get(activation)
         self.gate_bias = float(gate_bias)
-        self._gated = bool(gated)
+        self.gated = bool(gated)
         self.blocks = [
             GatedDense(
                 width,
                 activation=activation,
                 gate_bias=gate_bias,
-                gated=gated,
+                gated=self.gated,
                 dtype=self._dtype_policy,
                 name=f"block_{index}",
             )
             for index, width in enumerate(self.units)
         ]
-
-    @property
-    def gated(self) -> bool:
-        """Whether the blocks have gates; may be set until the tower is built."""
-        return self._gated
-
-    @gated.setter
-    def gated(self, gated: bool) -> None:
-        if self.built:
-            raise ValueError("GatedTower requires `gated` to be set before it is built.")
-        self._gated = bool(gated)
-        for block in self.blocks:
-            block.gated = self._gated
 
     def build(self, input_shape: Any) -> None:
         require_rank("GatedTower", "x", input_shape, "[batch, in]")

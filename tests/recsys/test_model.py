@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
+from recsys.layers import PLE, GatedDense, GatedTower, LocalSelfAttention, TargetAttention
 from recsys.model import build
 from recsys.network import Network
 from recsys.outputs import Outputs, probabilities
@@ -187,6 +188,25 @@ def test_every_encoding_and_interaction_learns(reading: str, members: int) -> No
     after = model.predict_logits(batch).numpy()
     assert after.shape == (64, 3) and np.isfinite(after).all()
     assert np.abs(after - before).max() > 1e-4
+
+
+@pytest.mark.parametrize("switch", ["recompute", "gated"])
+@pytest.mark.parametrize("on", [False, True])
+def test_a_switch_of_the_model_reaches_every_layer_that_has_it(switch: str, on: bool) -> None:
+    spec = loads(EVERY_ENCODING)
+    model = spec.model.model_copy(
+        update={"history": HistoryAttention(kind="local", window=4), "sharing": Ple(), switch: on}
+    )
+    spec = spec.model_copy(update={"model": model})
+    network = Network(spec, tables_of(spec))
+    found = {type(part) for part in network.submodules if getattr(part, switch, None) is on}
+    others = [part for part in network.submodules if getattr(part, switch, None) is (not on)]
+    towers = {GatedTower, PLE}
+    expected = {
+        "recompute": towers | {TargetAttention, LocalSelfAttention},
+        "gated": towers | {GatedDense},
+    }
+    assert found == expected[switch] and others == []
 
 
 def test_each_feature_reaches_the_logits() -> None:

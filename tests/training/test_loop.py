@@ -126,6 +126,25 @@ def test_two_workers_end_like_one(features: Path, tmp_path: Path, whole: tuple[P
         assert left["train"]["loss"] == pytest.approx(right["train"]["loss"], rel=1e-4)
 
 
+def test_a_profiled_run_is_the_same_and_says_what_bounds_it(
+    features: Path, tmp_path: Path, whole: tuple[Path, Any]
+) -> None:
+    fit(Job(small_spec(), features, tmp_path, profile=True))
+    for left, right in zip(history(tmp_path), history(whole[0]), strict=True):
+        assert left["score"] == pytest.approx(right["score"], abs=1e-6)
+        assert left["train"]["loss"] == pytest.approx(right["train"]["loss"], rel=1e-5)
+    found = json.loads((tmp_path / "profile.json").read_text())
+    assert sum(found["shares"].values()) == pytest.approx(1.0, abs=1e-6)
+    assert all(found["shares"][part] > 0 for part in ("input", "embedding", "dense", "losses"))
+    assert found["shares"]["collectives"] == 0
+    # Of an epoch of 31 steps, 7 warm up, 12 are timed and 12 traced.
+    assert found["steps"] == 12 and found["rows"] == 64
+    assert found["rows_per_s"] == pytest.approx(64_000 / found["step_ms"])
+    assert {"network_0/sharing", "Dense"} & set(found["costliest"])
+    assert (tmp_path / found["trace"]).is_file()
+    assert (tmp_path / "logs") in (tmp_path / found["trace"]).parents
+
+
 def test_early_stopping_keeps_the_best(features: Path, tmp_path: Path) -> None:
     # So high a rate that the first epoch is the best, and later ones overfit.
     spec = small_spec(epochs=9, table_learning_rate=1.0, dense_learning_rate=0.03)

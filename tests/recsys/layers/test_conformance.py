@@ -174,6 +174,13 @@ CASES = [
         {"seed": SEED},
     ),
     Case(
+        "ple_plain",
+        sharing(layers.PLE, gated=False),
+        (floats(3, 5),),
+        training=True,
+        trained={"seed": SEED},
+    ),
+    Case(
         "position",
         lambda **kw: layers.PositionTower(4, TASKS, frequencies=[4, 2, 1, 1], **kw),
         (np.array([0, 3, -1, 9, 1], "int32"),),

@@ -59,3 +59,13 @@ def test_extreme_inputs_stay_finite():
     layer = GatedDense(3)
     x = tf.constant([[1e30, -1e30], [1e4, 1e4]])
     assert np.all(np.isfinite(layer(x)))
+
+
+def test_without_gate_it_is_an_ordinary_dense_layer():
+    layer = GatedDense(1, activation="relu", gated=False)
+    layer.build([None, 2])
+    assert [weight.shape.as_list() for weight in layer.weights] == [[2, 1], [1]]
+    np.testing.assert_array_equal(layer.bias, [0.0])  # nothing starts at the gate's bias
+    layer.set_weights([np.array([[1.0], [2.0]]), np.array([0.5])])
+    # 1 + 2 + 0.5, and relu(-2 + 0.5).
+    np.testing.assert_array_equal(layer(tf.constant([[1.0, 1.0], [-2.0, 0.0]])), [[3.5], [0.0]])

@@ -134,3 +134,23 @@ def test_recomputation_needs_less_memory():
     run = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, check=True)
     recomputed, kept = (int(line) for line in run.stdout.split())
     assert recomputed < 0.75 * kept
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_without_gates_it_is_a_plain_dense_tower(recompute):
+    tower = GatedTower([2, 1], gated=False, recompute=recompute)
+    tower.build([None, 2])
+    assert [w.shape.as_list() for w in tower.weights] == [[2, 2], [2], [2, 1], [1]]
+    tower.set_weights(
+        [
+            np.array([[1.0, -1.0], [2.0, 1.0]]),
+            np.array([0.5, 0.0]),
+            np.array([[2.0], [10.0]]),
+            np.array([-1.0]),
+        ]
+    )
+    # [1, 1] W = [3, 0], with the bias [3.5, 0]; 2 * 3.5 - 1 = 6.
+    # [0, 2] W = [4, 2], with the bias [4.5, 2]; 2 * 4.5 + 10 * 2 - 1 = 28.
+    # [-2, 0] W = [-2, 2], relu leaves [0, 2]; 10 * 2 - 1 = 19.
+    x = tf.constant([[1.0, 1.0], [0.0, 2.0], [-2.0, 0.0]])
+    np.testing.assert_array_equal(tower(x, training=True), [[6.0], [28.0], [19.0]])

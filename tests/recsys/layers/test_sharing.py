@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from recsys.layers import PLE, MMoE, SharedBottom
@@ -109,3 +110,20 @@ def test_experts_drop_apart_from_one_another():
         tower.call = watched.__get__(tower)
     layer(x, training=True, seed=tf.constant([1, 2]))
     assert len(seeds) == 2 and seeds[0] != seeds[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "extra"), [(SharedBottom, {}), (MMoE, {"experts": 3}), (PLE, {"levels": 1})]
+)
+def test_without_gates_every_expert_is_a_plain_dense_layer(kind, extra):
+    """All experts alike: whatever a task's softmax, it mixes equal outputs."""
+    layer = kind(TASKS, [2], gated=False, **extra)
+    x = tf.constant([[1.0, 1.0], [-2.0, 0.0]])
+    layer(x)
+    towers = [part for part in layer.submodules if isinstance(part, GatedTower)]
+    assert towers and not any(tower.gated for tower in towers)
+    for tower in towers:
+        tower.set_weights([np.array([[1.0, -1.0], [2.0, 1.0]]), np.array([0.5, 0.0])])
+    # [1, 1] W + b = [3.5, 0]; [-2, 0] W + b = [-1.5, 2], of which relu leaves [0, 2].
+    for task in TASKS:
+        np.testing.assert_allclose(layer(x)[task], [[3.5, 0.0], [0.0, 2.0]], rtol=1e-6)
