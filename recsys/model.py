@@ -158,8 +158,11 @@ def build(spec: Spec, tables: Mapping[str, int], steps: int | None = None) -> Ra
     )
     train = spec.train
 
-    def rate(peak: float) -> Any:
-        return WarmupDecay(peak, steps, train.schedule, train.warmup_steps) if steps else peak
+    def rate(peak: float) -> WarmupDecay:
+        # Always a schedule: a rate of another kind would be one more variable in checkpoints.
+        if steps is None:
+            return WarmupDecay(peak, 1, "constant")
+        return WarmupDecay(peak, steps, train.schedule, train.warmup_steps)
 
     optimizer = make_optimizer(
         lambda: model.trainable_variables,

@@ -142,7 +142,7 @@ def test_dense_weights_and_moments_are_copied(moved: dict[str, Any]) -> None:
     steps = [int(part.iterations) for part, _ in parts(moved["model"].optimizer)]
     assert steps == [0, 0]  # the schedule of the learning rates starts anew
     # Settings of training are the new run's own.
-    assert float(moved["model"].optimizer.optimizers[0].learning_rate) == 0.125
+    assert moved["model"].optimizer.optimizers[0].learning_rate.peak == 0.125
 
 
 def test_rows_are_counted(moved: dict[str, Any]) -> None:
