@@ -2,7 +2,8 @@
 
 Labels, keys and time are found by name and content, each choice is told in a comment, and the
 features get encodings that also serve items that training never saw: ids by vocabularies with a
-minimum count, numbers both by quantile and by piecewise-linear embeddings.
+minimum count, numbers both by quantile and by piecewise-linear embeddings, and, where there is a
+time column, counters of what happened before to the user, the item and its kinds.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from typing import Any
 from recsys.errors import EXIT_WRONG_USE, UserError
 
 SAMPLE_ROWS = 200_000
+COUNTED_KINDS = 3
+"""Categories of the item whose past is counted, alone and with the user: those of most values."""
+MOST_KINDS = 2_000
 
 _LABELS = (
     r"click|clicked|is_click|convert|converted|conversion|purchase|purchased|bought|buy|"
@@ -24,6 +28,20 @@ _USER = r"user|user_?id|uid|customer|customer_?id|member_?id|visitor_?id"
 _ITEM = r"item|item_?id|iid|product|product_?id|video_?id|article_?id|ad_?id|doc_?id|sku|movie_?id"
 _REQUEST = r"request|request_?id|session|session_?id|impression_group|query_?id"
 _TIME = r"time|timestamp|ts|datetime|date_?time|shown_at|event_time|time_ms"
+
+_MODEL = """\
+# Tables of many numbers want products of pairs and much dropout (docs/benchmarks.md).
+model:
+  dim: 8
+  interactions: [fm, dot]
+  shared: [128, 64]
+  towers: [32]
+  dropout: 0.1
+  embedding_dropout: 0.2
+train:
+  table_learning_rate: 0.05
+  dense_learning_rate: 0.003
+"""
 
 
 @dataclass
@@ -86,9 +104,16 @@ def infer(path: Path) -> str:
     lines.append("features:")
     for column, owner in ((user, "user"), (item, "item")):
         lines.append(_feature(column.name, owner, "{kind: vocabulary, min_count: 5}"))
+    kinds: list[Column] = []
     for column in columns:
         if column.name not in taken and column.distinct > 1:
-            lines += _encodings(table, column, item.name, user.name)
+            owner = _owner(table, column, item.name, user.name)
+            lines += _encodings(column, owner)
+            if column.text and owner == "item" and column.distinct <= MOST_KINDS:
+                kinds.append(column)
+    if any(line.startswith("  split: {train_to") for line in lines):
+        kinds = sorted(kinds, key=lambda column: -column.distinct)[:COUNTED_KINDS]
+        lines += _counters(user, item, kinds, [name for name, _ in tasks])
     lines.append("tasks:")
     lines += [
         f"  - {{name: {_name(name)}, label: {{column: {name}}}"
@@ -96,7 +121,32 @@ def infer(path: Path) -> str:
         + "}"
         for name, given in tasks
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + _MODEL
+
+
+def _counters(user: Column, item: Column, kinds: list[Column], tasks: list[str]) -> list[str]:
+    """Counters to the end of the day before, which also know what the towers never saw.
+
+    Target statistics in time order, as in CatBoost (Prokhorenkova et al., 2018).
+    """
+    lines = ["  # What was known at the end of the day before, of users, items and their kinds."]
+    counted = [("user", (user,), 5), ("item", (item,), 20)]
+    counted += [("item", (kind,), 20) for kind in kinds]
+    counted += [("context", (user, kind), 3) for kind in kinds]
+    for owner, by, prior in counted:
+        name = "_".join(_name(column.name) for column in by)
+        keys = ", ".join(_name(column.name) for column in by)
+        start = f"owner: {owner}, encode: {{kind: counter, by: [{keys}]"
+        lines.append(
+            f"  - {{name: {name}_seen, {start}, statistic: impressions, "
+            "as: {kind: numeric, scale: log_zscore}}}"
+        )
+        lines += [
+            f"  - {{name: {name}_{_name(task)}_rate, {start}, task: {_name(task)}, "
+            f"prior_weight: {prior}, as: {{kind: piecewise, bins: 16}}}}}}"
+            for task in tasks
+        ]
+    return lines
 
 
 def _sample(path: Path) -> Any:
@@ -194,8 +244,7 @@ def _time_and_split(table: Any, time: Column | None) -> list[str]:
     return [*lines, f"  split: {{train_to: {known[-3]}, validation_to: {known[-2]}}}"]
 
 
-def _encodings(table: Any, column: Column, item: str, user: str) -> list[str]:
-    owner = _owner(table, column, item, user)
+def _encodings(column: Column, owner: str) -> list[str]:
     if column.text:
         minimum = 5 if column.distinct > 1000 else 1
         return [_feature(column.name, owner, f"{{kind: vocabulary, min_count: {minimum}}}")]

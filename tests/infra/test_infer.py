@@ -49,6 +49,7 @@ def test_keys_funnel_time_and_encodings(frame: pd.DataFrame, tmp_path: Path, nam
     assert spec.data.time is not None and spec.data.time.unit == "s"
     assert spec.data.split.kind == "time"
     kinds = {f.name: (f.owner, f.encode.kind) for f in spec.features}
+    counted = {name: kinds.pop(name) for name in list(kinds) if name.endswith(("_seen", "_rate"))}
     assert kinds == {
         "user_id": ("user", "vocabulary"),
         "item_id": ("item", "vocabulary"),
@@ -59,6 +60,16 @@ def test_keys_funnel_time_and_encodings(frame: pd.DataFrame, tmp_path: Path, nam
         "load": ("context", "piecewise"),
         "load_bucket": ("context", "quantiles"),
     }
+    assert counted == {
+        f"{by}_{statistic}": (owner, "counter")
+        for by, owner in {
+            "user_id": "user",
+            "item_id": "item",
+            "shop_name": "item",
+            "user_id_shop_name": "context",
+        }.items()
+        for statistic in ("seen", "clicked_rate", "bought_rate")
+    }
     assert spec.feature("shop_name").raw == "shop name"
 
 
@@ -68,6 +79,8 @@ def test_labels_that_do_not_nest_stand_side_by_side(frame: pd.DataFrame, tmp_pat
     spec = inferred(frame.drop(columns="ts"), tmp_path)
     assert [task.given for task in spec.tasks] == [None, None]
     assert spec.data.split.kind == "fraction"
+    # Without days there is no past to count.
+    assert not [f.name for f in spec.features if f.encode.kind == "counter"]
 
 
 def test_what_cannot_be_told_is_said(frame: pd.DataFrame, tmp_path: Path) -> None:
