@@ -21,8 +21,11 @@ COUNTED_KINDS = 3
 MOST_KINDS = 2_000
 
 _LABELS = (
-    r"click|clicked|is_click|convert|converted|conversion|purchase|purchased|bought|buy|"
-    r"order|ordered|like|liked|install|installed|cart|add_to_cart|label|long_view|watched"
+    r"(is_|has_|did_|was_|label_|y_)?"
+    r"(click(s|ed)?|convert(ed)?|conversions?|purchased?|bought|buy|order(ed)?|paid|pay|like[sd]?|"
+    r"share[sd]?|follow(s|ed)?|comment(s|ed)?|favou?rited?|save[sd]?|install(s|ed)?|cart(ed)?|"
+    r"add_to_cart|long_view|watch(ed)?|finish(ed)?|subscribed?|signup|sale|lead|label|target)"
+    r"(_label)?"
 )
 _USER = r"user|user_?id|uid|customer|customer_?id|member_?id|visitor_?id"
 _ITEM = r"item|item_?id|iid|product|product_?id|video_?id|article_?id|ad_?id|doc_?id|sku|movie_?id"

@@ -16,6 +16,7 @@ from infra.benchmarks.quality import other_domain, report
 from infra.benchmarks.quality.rows import Keys, read_keys, write_shared
 from infra.benchmarks.quality.scores import score, selection
 from infra.benchmarks.quality.variants import variants, with_seed
+from infra.infer import infer
 from recsys.artifacts import write_manifest
 from recsys.spec import Spec, fingerprints, loads
 
@@ -208,12 +209,14 @@ def test_the_other_domain_is_as_it_says(tmp_path: Path, layout: Any) -> None:
     table = tmp_path / "a" / other_domain.TABLE
     assert table.read_bytes() == (tmp_path / "b" / other_domain.TABLE).read_bytes()
     log = pyarrow.csv.read_csv(table).to_pandas()
-    spec = other_domain.spec(layout)
-    assert {feature.raw for feature in spec.features} <= set(log.columns)
+    spec = loads(infer(table))
+    first, second = other_domain.TASKS[layout]
+    assert [(task.name, task.given) for task in spec.tasks] == [
+        (first, None), (second, first if layout == "funnel" else None),
+    ]  # fmt: skip
     days = log["time"].astype(str).str[:10].rank(method="dense")
     train, test = set(log["item_id"][days <= 10]), log["item_id"][days == 12]
     unseen = [item not in train for item in test.unique()]
     assert 0.6 < np.mean(unseen) < 0.75
-    first, second = other_domain.TASKS[layout]
     orphans = ((log[second] == 1) & (log[first] == 0)).sum()
     assert (orphans == 0) == (layout == "funnel")

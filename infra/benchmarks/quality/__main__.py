@@ -18,8 +18,9 @@ from pathlib import Path
 from infra.benchmarks.quality import other_domain, report
 from infra.benchmarks.quality.bench import PEERS, Bench, Options, make_features
 from infra.benchmarks.quality.variants import variants
+from infra.infer import infer
 from recsys.errors import UserError
-from recsys.spec import Spec, fingerprints, load
+from recsys.spec import Spec, fingerprints, load, loads
 
 DOCS = Path("docs")
 
@@ -155,9 +156,8 @@ def _other(given: argparse.Namespace, options: Options) -> list[Bench]:
             out.mkdir(parents=True, exist_ok=True)
             other_domain.generate(out / "data", layout, given.rows)
         given.input = out / "data"
-        benches.append(
-            _compare(given, options, other_domain.spec(layout), out, f"quality-other-{layout}")
-        )
+        spec = loads(infer(out / "data" / other_domain.TABLE), other_domain.TABLE)
+        benches.append(_compare(given, options, spec, out, f"quality-other-{layout}"))
     return benches
 
 

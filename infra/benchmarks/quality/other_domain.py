@@ -15,11 +15,9 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
-import yaml
 from numpy.typing import NDArray
 
 from recsys.artifacts import write_folder
-from recsys.spec import Spec, loads
 
 Layout = Literal["funnel", "parallel"]
 
@@ -104,47 +102,6 @@ def generate(folder: Path, layout: Layout, rows: int = 150_000, seed: int = 0) -
     with write_folder(folder) as aside:
         pyarrow.csv.write_csv(pa.table(table), aside / TABLE)
         pyarrow.csv.write_csv(pa.table(truth), aside / "truth.csv")
-
-
-def spec(layout: Layout) -> Spec:
-    """A spec for the table, with the shipped defaults of model and training."""
-    first, second = TASKS[layout]
-    last = START.date() + timedelta(days=DAYS - 1)
-    features: list[dict[str, Any]] = [
-        {"name": "user_id", "owner": "user", "encode": {"kind": "vocabulary", "min_count": 2}},
-        {"name": "item_id", "owner": "item", "encode": {"kind": "vocabulary", "min_count": 5}},
-        {"name": "category", "owner": "item", "encode": "vocabulary"},
-        {"name": "segment", "owner": "user", "encode": "vocabulary"},
-        {"name": "device", "owner": "context", "encode": "vocabulary"},
-    ]
-    features += [
-        {"name": f"{owner}_{chr(97 + at)}", "owner": owner, "encode": "piecewise"}
-        for owner, count in NUMBERS.items()
-        for at in range(count)
-    ]
-    tree = {
-        "name": f"listings_{layout}",
-        "data": {
-            "impressions": TABLE,
-            "keys": {"user": "user_id", "item": "item_id"},
-            "time": {"column": "time", "unit": "iso"},
-            "split": {
-                "train_to": last - timedelta(days=2),
-                "validation_to": last - timedelta(days=1),
-                "test_to": last,
-            },
-        },
-        "features": features,
-        "tasks": [
-            {"name": first, "label": {"column": first}},
-            {
-                "name": second,
-                "label": {"column": second},
-                **({"given": first} if layout == "funnel" else {}),
-            },
-        ],
-    }
-    return loads(yaml.safe_dump(tree, sort_keys=False), f"listings_{layout}")
 
 
 def _shape(values: NDArray[Any], at: int) -> NDArray[Any]:
