@@ -13,6 +13,7 @@ from recsys.balancing import make_balancer
 from recsys.layers import GatedDense
 from recsys.layers.randomness import draw_seed, fold_in
 from recsys.losses import MultiTaskLoss, TaskLoss
+from recsys.memory import keep_freed_memory
 from recsys.network import Network
 from recsys.optimizers import WarmupDecay, make_optimizer
 from recsys.packing import Packing
@@ -146,6 +147,7 @@ def build(spec: Spec, tables: Mapping[str, int], steps: int | None = None) -> Ra
         steps: Steps of the whole run, over which learning rates follow `train.schedule`; None
             for constant rates.
     """
+    keep_freed_memory()
     tf_keras.utils.set_random_seed(spec.train.seed)
     model = RankingModel(spec, tables)
     packing = model.packing
