@@ -166,13 +166,17 @@ def build(spec: Spec, tables: Mapping[str, int], steps: int | None = None) -> Ra
             return WarmupDecay(peak, 1, "constant")
         return WarmupDecay(peak, steps, train.schedule, train.warmup_steps)
 
+    # The loss is a mean over the batch, so one example's gradient is that share of its own.
+    start = train.table_initial_accumulator / train.batch_size**2
     optimizer = make_optimizer(
         lambda: model.trainable_variables,
         rate(train.table_learning_rate),
         rate(train.dense_learning_rate),
         dense_weight_decay=train.weight_decay,
-        # The loss is a mean over the batch, so one example's gradient is that share of its own.
-        initial_accumulator_value=train.table_initial_accumulator / train.batch_size**2,
+        initial_accumulator_value=start,
+        # The gradient of an embedding is that of a weight times what it is multiplied with,
+        # which starts at about a tenth: the same hold on both needs a hundredfold start.
+        first_order_initial_accumulator_value=100.0 * start if spec.model.first_order else None,
         # Every lookup of a step goes through one gather of distinct rows a variable.
         distinct_indices=True,
     )

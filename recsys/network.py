@@ -23,6 +23,7 @@ from recsys.layers import (
     pool_list,
 )
 from recsys.layers.randomness import fold_in
+from recsys.optimizers import FIRST_ORDER
 from recsys.packing import Field, Packing
 from recsys.spec.load import dumps, loads
 from recsys.spec.records import History, Mmoe, Ple, Spec
@@ -79,7 +80,7 @@ class Network(tf_keras.layers.Layer):
             self.first_order = self._embedding(
                 {table: self.tables[table] for table in self.tables if table in dims},
                 len(self._tasks),
-                "first_order",
+                FIRST_ORDER,
                 initializer="zeros",
             )
         bins = sorted({f.length for f in self._piecewise})

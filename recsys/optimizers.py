@@ -12,6 +12,9 @@ import tf_keras
 
 from recsys.layers.fused_embedding import TABLE_VARIABLE
 
+# The layer of first-order weights, told by this part of its variables' names.
+FIRST_ORDER = "first_order"
+
 
 @tf_keras.utils.register_keras_serializable(package="recsys")
 class RowAdagrad(tf_keras.optimizers.legacy.Optimizer):
@@ -271,6 +274,7 @@ def make_optimizer(
     *,
     dense_weight_decay: float = 0.0,
     initial_accumulator_value: float = 0.0,
+    first_order_initial_accumulator_value: float | None = None,
     distinct_indices: bool = False,
     table: Callable[[tf.Variable], bool] = is_table,
 ) -> tfrs.experimental.optimizers.CompositeOptimizer:
@@ -283,27 +287,46 @@ def make_optimizer(
       dense_lr: learning rate (or schedule) of all other weights.
       dense_weight_decay: decoupled decay of dense matrices; no table is ever decayed.
       initial_accumulator_value: of `RowAdagrad`.
+      first_order_initial_accumulator_value: the same for tables of first-order weights, told by
+        their name; None for the same value.
       distinct_indices: of `RowAdagrad`.
       table: tells tables from dense weights.
 
     Returns:
-      the TFRS optimizer. Its ``optimizers`` are the dense one, then that of the tables.
+      the TFRS optimizer. Its ``optimizers`` are the dense one, then that of the tables, then,
+      where it was asked for, that of the first-order weights.
     """
     dense = DecayedAdam(dense_lr, weight_decay=dense_weight_decay, name="Dense")
-    rows = RowAdagrad(
-        table_lr,
-        initial_accumulator_value=initial_accumulator_value,
-        distinct_indices=distinct_indices,
-        name="Tables",
-    )
+    apart = first_order_initial_accumulator_value is not None
+
+    def rows(name: str, start: float) -> RowAdagrad:
+        return RowAdagrad(
+            table_lr,
+            initial_accumulator_value=start,
+            distinct_indices=distinct_indices,
+            name=name,
+        )
+
+    def is_apart(variable: tf.Variable) -> bool:
+        return apart and FIRST_ORDER in variable.name
+
     # Dense first: the joint step counter is the first one's, and a model without a table
     # would otherwise stand still in it.
-    return tfrs.experimental.optimizers.CompositeOptimizer(
-        [
-            (dense, lambda: [v for v in variables() if not table(v)]),
-            (rows, lambda: [v for v in variables() if table(v)]),
-        ]
-    )
+    members = [
+        (dense, lambda: [v for v in variables() if not table(v)]),
+        (
+            rows("Tables", initial_accumulator_value),
+            lambda: [v for v in variables() if table(v) and not is_apart(v)],
+        ),
+    ]
+    if first_order_initial_accumulator_value is not None:
+        members.append(
+            (
+                rows("FirstOrderTables", first_order_initial_accumulator_value),
+                lambda: [v for v in variables() if table(v) and is_apart(v)],
+            )
+        )
+    return tfrs.experimental.optimizers.CompositeOptimizer(members)
 
 
 def parts(
