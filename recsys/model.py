@@ -164,7 +164,9 @@ def build(spec: Spec, tables: Mapping[str, int], steps: int | None = None) -> Ra
         # Always a schedule: a rate of another kind would be one more variable in checkpoints.
         if steps is None:
             return WarmupDecay(peak, 1, "constant")
-        return WarmupDecay(peak, steps, train.schedule, train.warmup_steps)
+        # A short run would otherwise end before it had warmed up.
+        warmup = min(train.warmup_steps, steps // 10)
+        return WarmupDecay(peak, steps, train.schedule, warmup)
 
     # The loss is a mean over the batch, so one example's gradient is that share of its own.
     start = train.table_initial_accumulator / train.batch_size**2

@@ -394,7 +394,8 @@ class Train(Record):
     `table_initial_accumulator` is where the Adagrad of each table row starts, in squared
     gradients of a single example. It holds back rows that were seen seldom, as a prior does:
     at 0 the first example already moves a row by a whole learning rate. Learning rates rise
-    over `warmup_steps` and then follow `schedule` down to a fiftieth at the last epoch's end.
+    over `warmup_steps` (at most a tenth of the run) and then follow `schedule` down to a
+    fiftieth at the last epoch's end.
     """
 
     batch_size: Positive = 1024
