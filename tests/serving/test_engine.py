@@ -137,7 +137,8 @@ def test_overload_is_turned_away_and_the_rest_is_answered(models: Path, features
 
         with ThreadPoolExecutor(60) as pool:
             answers = list(pool.map(ask, range(300)))
-        assert {answer.status_code for answer in answers} <= {200, 503}
+        # On a busy machine, one that was let in may still pass its deadline, and is told so.
+        assert {answer.status_code for answer in answers} <= {200, 503, 504}
         assert sum(answer.status_code == 200 for answer in answers) > 0
         for answer in answers:
             if answer.status_code == 503:
