@@ -16,6 +16,8 @@ from typing import Any
 from recsys.errors import EXIT_WRONG_USE, UserError
 
 SAMPLE_ROWS = 200_000
+FEWEST_DAYS = 4
+"""Days that a split by time takes: two to train on, and one each to choose and to test by."""
 COUNTED_KINDS = 3
 """Categories of the item whose past is counted, alone and with the user: those of most values."""
 MOST_KINDS = 2_000
@@ -103,7 +105,8 @@ def infer(path: Path) -> str:
         + (f", request: {request.name}" if request else "")
         + "}",
     ]
-    lines += _time_and_split(table, time)
+    days = _days(table, time)
+    lines += _time_and_split(table, time, days)
     lines.append("features:")
     for column, owner in ((user, "user"), (item, "item")):
         lines.append(_feature(column.name, owner, "{kind: vocabulary, min_count: 5}"))
@@ -114,7 +117,7 @@ def infer(path: Path) -> str:
             lines += _encodings(column, owner)
             if column.text and owner == "item" and column.distinct <= MOST_KINDS:
                 kinds.append(column)
-    if any(line.startswith("  split: {train_to") for line in lines):
+    if len(days) >= FEWEST_DAYS:
         kinds = sorted(kinds, key=lambda column: -column.distinct)[:COUNTED_KINDS]
         lines += _counters(user, item, kinds, [name for name, _ in tasks])
     lines.append("tasks:")
@@ -223,28 +226,40 @@ def _tasks(table: Any, labels: list[Column]) -> list[tuple[str, str | None]]:
     return tasks
 
 
-def _time_and_split(table: Any, time: Column | None) -> list[str]:
-    fraction = ["  split: {validation: 0.1, test: 0.1}"]
-    if time is None:
-        return fraction
-    import pandas as pd
+def _unit(table: Any, time: Column) -> Any:
+    """The unit of a time column: ISO text, or epoch numbers by their size."""
     import pyarrow.types as types
 
-    kind = table[time.name].type
+    if not types.is_integer(table[time.name].type):
+        return "iso"
+    largest = float(table[time.name].to_pandas().max())
+    units = {"s": 1e11, "ms": 1e14, "us": 1e17, "ns": float("inf")}
+    return next(name for name, bound in units.items() if largest < bound)
+
+
+def _days(table: Any, time: Column | None) -> list[Any]:
+    """The days of the rows, sorted; none without a time."""
+    if time is None:
+        return []
+    import pandas as pd
+
+    unit = _unit(table, time)
     values = table[time.name].to_pandas()
-    if types.is_integer(kind):
-        largest = float(values.max())
-        units = {"s": 1e11, "ms": 1e14, "us": 1e17, "ns": float("inf")}
-        unit: Any = next(name for name, bound in units.items() if largest < bound)
-        days = pd.to_datetime(values, unit=unit, utc=True).dt.date
+    if unit == "iso":
+        when = pd.to_datetime(values, utc=True, errors="coerce")
     else:
-        unit = "iso"
-        days = pd.to_datetime(values, utc=True, errors="coerce").dt.date.dropna()
-    known = sorted(set(days))
-    lines = [f"  time: {{column: {time.name}, unit: {unit}}}"]
-    if len(known) < 4:
-        return lines + fraction
-    return [*lines, f"  split: {{train_to: {known[-3]}, validation_to: {known[-2]}}}"]
+        when = pd.to_datetime(values, unit=unit, utc=True)
+    return sorted(set(when.dt.date.dropna()))
+
+
+def _time_and_split(table: Any, time: Column | None, days: list[Any]) -> list[str]:
+    fraction = "  split: {validation: 0.1, test: 0.1}"
+    if time is None:
+        return [fraction]
+    told = f"  time: {{column: {time.name}, unit: {_unit(table, time)}}}"
+    if len(days) < FEWEST_DAYS:
+        return [told, fraction]
+    return [told, f"  split: {{train_to: {days[-3]}, validation_to: {days[-2]}}}"]
 
 
 def _encodings(column: Column, owner: str) -> list[str]:

@@ -187,6 +187,7 @@ def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
         "features": "recsys features SPEC --input IN --output FEATURES",
         "run": "recsys train SPEC --features FEATURES --output RUN",
         "model": "recsys publish RUN --models MODELS",
+        "device": "recsys convert RUN --output FOLDER",
         "world": "recsys simulate OUT",
     }
     if not (folder / MANIFEST).is_file():

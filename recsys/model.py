@@ -13,7 +13,6 @@ from recsys.balancing import make_balancer
 from recsys.layers import GatedDense
 from recsys.layers.randomness import draw_seed, fold_in
 from recsys.losses import MultiTaskLoss, TaskLoss
-from recsys.memory import keep_freed_memory
 from recsys.network import Network
 from recsys.optimizers import WarmupDecay, make_optimizer
 from recsys.packing import Packing
@@ -147,7 +146,6 @@ def build(spec: Spec, tables: Mapping[str, int], steps: int | None = None) -> Ra
         steps: Steps of the whole run, over which learning rates follow `train.schedule`; None
             for constant rates.
     """
-    keep_freed_memory()
     tf_keras.utils.set_random_seed(spec.train.seed)
     model = RankingModel(spec, tables)
     packing = model.packing
@@ -178,7 +176,7 @@ def build(spec: Spec, tables: Mapping[str, int], steps: int | None = None) -> Ra
         initial_accumulator_value=start,
         # The gradient of an embedding is that of a weight times what it is multiplied with,
         # which starts at about a tenth: the same hold on both needs a hundredfold start.
-        first_order_initial_accumulator_value=100.0 * start if spec.model.first_order else None,
+        first_order_initial_accumulator_value=100.0 * start,
         # Every lookup of a step goes through one gather of distinct rows a variable.
         distinct_indices=True,
     )

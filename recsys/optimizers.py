@@ -274,7 +274,7 @@ def make_optimizer(
     *,
     dense_weight_decay: float = 0.0,
     initial_accumulator_value: float = 0.0,
-    first_order_initial_accumulator_value: float | None = None,
+    first_order_initial_accumulator_value: float = 0.0,
     distinct_indices: bool = False,
     table: Callable[[tf.Variable], bool] = is_table,
 ) -> tfrs.experimental.optimizers.CompositeOptimizer:
@@ -288,16 +288,15 @@ def make_optimizer(
       dense_weight_decay: decoupled decay of dense matrices; no table is ever decayed.
       initial_accumulator_value: of `RowAdagrad`.
       first_order_initial_accumulator_value: the same for tables of first-order weights, told by
-        their name; None for the same value.
+        their name.
       distinct_indices: of `RowAdagrad`.
       table: tells tables from dense weights.
 
     Returns:
-      the TFRS optimizer. Its ``optimizers`` are the dense one, then that of the tables, then,
-      where it was asked for, that of the first-order weights.
+      the TFRS optimizer. Its ``optimizers`` are the dense one, that of the tables, and that of
+      the first-order weights.
     """
     dense = DecayedAdam(dense_lr, weight_decay=dense_weight_decay, name="Dense")
-    apart = first_order_initial_accumulator_value is not None
 
     def rows(name: str, start: float) -> RowAdagrad:
         return RowAdagrad(
@@ -307,26 +306,21 @@ def make_optimizer(
             name=name,
         )
 
-    def is_apart(variable: tf.Variable) -> bool:
-        return apart and FIRST_ORDER in variable.name
-
     # Dense first: the joint step counter is the first one's, and a model without a table
     # would otherwise stand still in it.
-    members = [
-        (dense, lambda: [v for v in variables() if not table(v)]),
-        (
-            rows("Tables", initial_accumulator_value),
-            lambda: [v for v in variables() if table(v) and not is_apart(v)],
-        ),
-    ]
-    if first_order_initial_accumulator_value is not None:
-        members.append(
+    return tfrs.experimental.optimizers.CompositeOptimizer(
+        [
+            (dense, lambda: [v for v in variables() if not table(v)]),
+            (
+                rows("Tables", initial_accumulator_value),
+                lambda: [v for v in variables() if table(v) and FIRST_ORDER not in v.name],
+            ),
             (
                 rows("FirstOrderTables", first_order_initial_accumulator_value),
-                lambda: [v for v in variables() if table(v) and is_apart(v)],
-            )
-        )
-    return tfrs.experimental.optimizers.CompositeOptimizer(members)
+                lambda: [v for v in variables() if table(v) and FIRST_ORDER in v.name],
+            ),
+        ]
+    )
 
 
 def parts(

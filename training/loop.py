@@ -17,6 +17,7 @@ from recsys.spec.records import Spec
 from training.checkpoints import Position, Store
 from training.debug import NotFiniteError, first_bad_layer, watched_layers
 from training.input import Rows, chunks, dataset, kept_rows, load_rows, open_split
+from training.memory import keep_freed_memory
 from training.order import Plan, make_plan
 from training.profile import FILE, Profiler
 from training.progress import Progress, silent
@@ -83,6 +84,7 @@ def fit(
     """
     import tensorflow as tf
 
+    keep_freed_memory()
     with tempfile.TemporaryDirectory(prefix=".rows-", dir=job.run) as scratch:
         loop = _Loop(
             job,

@@ -286,3 +286,22 @@ def test_a_missing_table_is_named() -> None:
     spec = load(SPECS / "world.yaml")
     with pytest.raises(ValueError, match="'item_id'"):
         Network(spec, {"user_id": 3})
+
+
+def test_rates_and_accumulators_follow_the_spec() -> None:
+    """A tenth of the steps warm up at most; accumulators count squared gradients of one row."""
+    world = load(SPECS / "world.yaml").shrunk()
+    spec = world.model_copy(
+        update={
+            "train": world.train.model_copy(
+                update={"batch_size": 64, "warmup_steps": 50, "table_initial_accumulator": 2.0}
+            )
+        }
+    )
+    model = build(spec, tables_of(spec), steps=100)
+    dense, tables, first = model.optimizer.optimizers
+    assert dense.learning_rate.warmup_steps == 10
+    assert dense.learning_rate.peak == spec.train.dense_learning_rate
+    assert tables.learning_rate.peak == spec.train.table_learning_rate
+    assert tables.initial_accumulator_value == 2.0 / 64**2
+    assert first.initial_accumulator_value == 200.0 / 64**2

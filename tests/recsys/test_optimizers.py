@@ -7,7 +7,16 @@ import tensorflow as tf
 import tf_keras
 
 from recsys.layers import FusedEmbedding, GatedDense
-from recsys.optimizers import DecayedAdam, RowAdagrad, is_table, make_optimizer, sum_repeated
+from recsys.optimizers import (
+    DecayedAdam,
+    RowAdagrad,
+    WarmupDecay,
+    create_slots,
+    is_table,
+    make_optimizer,
+    parts,
+    sum_repeated,
+)
 
 
 def slices(indices, values, rows=4):
@@ -278,3 +287,43 @@ def test_trains_in_fit_under_loss_scaling():
     finally:
         tf_keras.mixed_precision.set_global_policy("float32")
     assert losses[-1] < 0.1 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        # Two steps of warm-up, then the peak of 2 falls to a tenth of it at step 8 and stays.
+        ("constant", [1.0, 2.0, 2.0, 2.0, 2.0]),
+        ("linear", [1.0, 2 * (0.1 + 0.9 * 7 / 8), 1.1, 0.2, 0.2]),
+        ("cosine", [1.0, 2 * (0.1 + 0.45 * (1 + np.cos(np.pi / 8))), 1.1, 0.2, 0.2]),
+    ],
+)
+def test_learning_rates_rise_and_fall(kind, expected):
+    schedule = WarmupDecay(2.0, total_steps=8, kind=kind, warmup_steps=2, floor=0.1)
+    found = [float(schedule(step)) for step in (0, 1, 4, 8, 99)]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    twin = WarmupDecay.from_config(schedule.get_config())
+    assert [float(twin(step)) for step in (0, 1, 4, 8, 99)] == found
+
+
+def test_learning_rates_that_cannot_be():
+    with pytest.raises(ValueError, match="linear, cosine or constant"):
+        WarmupDecay(1.0, 8, "step")
+    with pytest.raises(ValueError, match="at least 1"):
+        WarmupDecay(1.0, 0)
+
+
+def test_first_order_weights_start_apart():
+    table = tf.Variable(tf.zeros([2, 3]), name="embedding_4/fused_table")
+    weights = tf.Variable(tf.zeros([2, 1]), name="first_order/fused_table")
+    kernel = tf.Variable(tf.zeros([3, 1]), name="kernel")
+    optimizer = make_optimizer(
+        lambda: [table, weights, kernel],
+        initial_accumulator_value=0.25,
+        first_order_initial_accumulator_value=25.0,
+    )
+    create_slots(optimizer)
+    (_, dense), (rows, tables), (first, firsts) = parts(optimizer)
+    assert [v.name for v in dense] == ["kernel:0"]
+    assert rows.get_slot(tables[0], "accumulator").numpy().tolist() == [0.25, 0.25]
+    assert first.get_slot(firsts[0], "accumulator").numpy().tolist() == [25.0, 25.0]

@@ -90,7 +90,9 @@ def make_step(model: str, rows: int, folder: Path) -> Callable[[], Any]:
     import tensorflow as tf
 
     from recsys.model import build
+    from training.memory import keep_freed_memory
 
+    keep_freed_memory()
     spec = make_spec(model)
     network = build(spec, {f"c{n}": worker.per_table(rows) for n in range(worker.FIELDS)})
     data = open_input(spec, folder)

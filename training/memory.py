@@ -12,8 +12,9 @@ def keep_freed_memory() -> bool:
     """Let the C library keep what a training step frees, for the next step to use again.
 
     By default glibc hands large blocks back to the system, and each step then pays for
-    thousands of page faults to get its activations anew: some 7 % of a step of 4096 rows.
-    Blocks above 32 MB, such as tables, still go back when they are freed.
+    thousands of page faults to get its activations anew. Blocks above 32 MB, such as tables,
+    still go back when they are freed. It holds for the whole process, so it is for one that
+    trains; `infra.benchmarks.training` shows what steps cost.
 
     Returns:
         Whether the C library took it; one other than glibc is left as it is.
