@@ -35,7 +35,7 @@ _REQUEST = r"request|request_?id|session|session_?id|impression_group|query_?id"
 _TIME = r"time|timestamp|ts|datetime|date_?time|shown_at|event_time|time_ms"
 
 _MODEL = """\
-# Tables of many numbers want products of pairs and much dropout (docs/benchmarks.md).
+# Products of pairs and dropout, for tables of many numbers.
 model:
   dim: 8
   interactions: [fm, dot]
