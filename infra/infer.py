@@ -2,8 +2,9 @@
 
 Labels, keys and time are found by name and content, each choice is told in a comment, and the
 features get encodings that also serve items that training never saw: ids by vocabularies with a
-minimum count, numbers both by quantile and by piecewise-linear embeddings, and, where there is a
-time column, counters of what happened before to the user, the item and its kinds.
+minimum count, or not at all where most of the newest rows have ids that training lacks; numbers
+both by quantile and by piecewise-linear embeddings; and, where there is a time column, counters of
+what happened before to the user, the item, their kinds and pairs of these.
 """
 
 from __future__ import annotations
@@ -19,8 +20,14 @@ SAMPLE_ROWS = 200_000
 FEWEST_DAYS = 4
 """Days that a split by time takes: two to train on, and one each to choose and to test by."""
 COUNTED_KINDS = 3
-"""Categories of the item whose past is counted, alone and with the user: those of most values."""
+"""Categories of an owner whose past is counted: those of most values."""
 MOST_KINDS = 2_000
+FEW_VALUES = 12
+"""Numbers of no more values than this are categories."""
+SEEN = 5
+"""Rows of training that an id needs to get an embedding of its own."""
+UNSEEN_SHARE = 0.5
+"""More than this of the newest rows with an id seldom seen before, and the id is left out."""
 
 _LABELS = (
     r"(is_|has_|did_|was_|label_|y_)?"
@@ -44,6 +51,7 @@ model:
   dropout: 0.1
   embedding_dropout: 0.2
 train:
+  epochs: 3
   table_learning_rate: 0.05
   dense_learning_rate: 0.003
 """
@@ -64,6 +72,11 @@ class Column:
         """Whether it holds 0 and 1 alone, both of them."""
         return sorted(map(str, self.values)) in (["0", "1"], ["0.0", "1.0"], ["False", "True"])
 
+    @property
+    def category(self) -> bool:
+        """Whether its values are names rather than amounts."""
+        return self.text or self.distinct <= FEW_VALUES
+
 
 def infer(path: Path) -> str:
     """A spec's text for one table, one row an impression.
@@ -77,7 +90,9 @@ def infer(path: Path) -> str:
     Raises:
         UserError: The table cannot be read, or has no user, item or label that can be told.
     """
-    table = _sample(path)
+    whole = _read(path)
+    # Whose a column is and what it holds shows in the first rows; days and ids take all of them.
+    table = whole.slice(0, SAMPLE_ROWS)
     columns = [_column(table, name) for name in table.column_names]
     user = _one(columns, _USER, "user", path)
     item = _one(columns, _ITEM, "item", path)
@@ -105,20 +120,32 @@ def infer(path: Path) -> str:
         + (f", request: {request.name}" if request else "")
         + "}",
     ]
-    days = _days(table, time)
-    lines += _time_and_split(table, time, days)
+    days = _days(whole, time)
+    lines += _time_and_split(whole, time, days)
     lines.append("features:")
-    for column, owner in ((user, "user"), (item, "item")):
-        lines.append(_feature(column.name, owner, "{kind: vocabulary, min_count: 5}"))
-    kinds: list[Column] = []
+    kinds: dict[str, list[Column]] = {"user": [], "item": [], "context": []}
+    owned, encoded = set(), []
     for column in columns:
         if column.name not in taken and column.distinct > 1:
             owner = _owner(table, column, item.name, user.name)
-            lines += _encodings(column, owner)
-            if column.text and owner == "item" and column.distinct <= MOST_KINDS:
-                kinds.append(column)
+            owned.add(owner)
+            encoded += _encodings(column, owner)
+            if column.category and column.distinct <= MOST_KINDS:
+                kinds[owner].append(column)
+    newest = _newest(whole, time, days)
+    for column, owner in ((user, "user"), (item, "item")):
+        unseen = _unseen(whole, column, newest)
+        if unseen > UNSEEN_SHARE and owner in owned:
+            lines.append(
+                f"  # No embedding of {column.name}: {unseen:.0%} of the newest rows have one seen "
+                f"fewer than {SEEN} times before."
+            )
+        else:
+            lines.append(_feature(column.name, owner, f"{{kind: vocabulary, min_count: {SEEN}}}"))
+    lines += encoded
     if len(days) >= FEWEST_DAYS:
-        kinds = sorted(kinds, key=lambda column: -column.distinct)[:COUNTED_KINDS]
+        for owner, of_owner in kinds.items():
+            kinds[owner] = sorted(of_owner, key=lambda c: -c.distinct)[:COUNTED_KINDS]
         lines += _counters(user, item, kinds, [name for name, _ in tasks])
     lines.append("tasks:")
     lines += [
@@ -130,15 +157,26 @@ def infer(path: Path) -> str:
     return "\n".join(lines) + "\n" + _MODEL
 
 
-def _counters(user: Column, item: Column, kinds: list[Column], tasks: list[str]) -> list[str]:
+def _counters(
+    user: Column, item: Column, kinds: dict[str, list[Column]], tasks: list[str]
+) -> list[str]:
     """Counters to the end of the day before, which also know what the towers never saw.
 
-    Target statistics in time order, as in CatBoost (Prokhorenkova et al., 2018).
+    Target statistics in time order, as in CatBoost (Prokhorenkova et al., 2018); those of pairs
+    stand for the cross-product features of Wide & Deep (Cheng et al., 2016).
     """
     lines = ["  # What was known at the end of the day before, of users, items and their kinds."]
-    counted = [("user", (user,), 5), ("item", (item,), 20)]
-    counted += [("item", (kind,), 20) for kind in kinds]
-    counted += [("context", (user, kind), 3) for kind in kinds]
+    counted: list[tuple[str, tuple[Column, ...], int]] = [
+        ("user", (user,), 5),
+        ("item", (item,), 20),
+    ]
+    counted += [("item", (kind,), 20) for kind in kinds["item"]]
+    counted += [("context", (user, kind), 3) for kind in kinds["item"]]
+    counted += [
+        ("context", (other, kind), 20)
+        for other in (*kinds["user"], *kinds["context"])
+        for kind in kinds["item"]
+    ]
     for owner, by, prior in counted:
         name = "_".join(_name(column.name) for column in by)
         keys = ", ".join(_name(column.name) for column in by)
@@ -155,15 +193,13 @@ def _counters(user: Column, item: Column, kinds: list[Column], tasks: list[str])
     return lines
 
 
-def _sample(path: Path) -> Any:
+def _read(path: Path) -> Any:
     import pyarrow as pa
     import pyarrow.csv as csv
     import pyarrow.parquet as pq
 
     try:
-        if path.suffix == ".parquet":
-            return pq.read_table(path).slice(0, SAMPLE_ROWS)
-        return csv.read_csv(path).slice(0, SAMPLE_ROWS)
+        return pq.read_table(path) if path.suffix == ".parquet" else csv.read_csv(path)
     except FileNotFoundError:
         raise UserError("The table does not exist.", where=str(path), exit_code=2) from None
     except (pa.ArrowInvalid, OSError) as error:
@@ -237,10 +273,8 @@ def _unit(table: Any, time: Column) -> Any:
     return next(name for name, bound in units.items() if largest < bound)
 
 
-def _days(table: Any, time: Column | None) -> list[Any]:
-    """The days of the rows, sorted; none without a time."""
-    if time is None:
-        return []
+def _dates(table: Any, time: Column) -> Any:
+    """The day of each row."""
     import pandas as pd
 
     unit = _unit(table, time)
@@ -249,7 +283,35 @@ def _days(table: Any, time: Column | None) -> list[Any]:
         when = pd.to_datetime(values, utc=True, errors="coerce")
     else:
         when = pd.to_datetime(values, unit=unit, utc=True)
-    return sorted(set(when.dt.date.dropna()))
+    return when.dt.date
+
+
+def _days(table: Any, time: Column | None) -> list[Any]:
+    """The days of the rows, sorted; none without a time."""
+    return [] if time is None else sorted(set(_dates(table, time).dropna()))
+
+
+def _held(days: list[Any]) -> int:
+    """Days to choose by, and as many to test by: a tenth each, at least one."""
+    return max(1, len(days) // 10)
+
+
+def _newest(table: Any, time: Column | None, days: list[Any]) -> Any:
+    """Which rows stand for those to come: those held out by time, or a tenth by chance."""
+    import numpy as np
+
+    if time is not None and len(days) >= FEWEST_DAYS:
+        return (_dates(table, time) >= days[-2 * _held(days)]).to_numpy()
+    return np.random.default_rng(0).random(len(table)) < 0.1
+
+
+def _unseen(table: Any, column: Column, newest: Any) -> float:
+    """The share of the newest rows whose id has fewer than `SEEN` rows before them."""
+    values = table[column.name].to_pandas()
+    if not newest.any():
+        return 0.0
+    seen = values[~newest].value_counts()
+    return float((values[newest].map(seen).fillna(0) < SEEN).mean())
 
 
 def _time_and_split(table: Any, time: Column | None, days: list[Any]) -> list[str]:
@@ -259,14 +321,18 @@ def _time_and_split(table: Any, time: Column | None, days: list[Any]) -> list[st
     told = f"  time: {{column: {time.name}, unit: {_unit(table, time)}}}"
     if len(days) < FEWEST_DAYS:
         return [told, fraction]
-    return [told, f"  split: {{train_to: {days[-3]}, validation_to: {days[-2]}}}"]
+    held = _held(days)
+    return [
+        told,
+        f"  split: {{train_to: {days[-2 * held - 1]}, validation_to: {days[-held - 1]}}}",
+    ]
 
 
 def _encodings(column: Column, owner: str) -> list[str]:
     if column.text:
         minimum = 5 if column.distinct > 1000 else 1
         return [_feature(column.name, owner, f"{{kind: vocabulary, min_count: {minimum}}}")]
-    if column.distinct <= 12:
+    if column.category:
         return [_feature(column.name, owner, "vocabulary")]
     return [
         _feature(column.name, owner, "{kind: piecewise, bins: 16}"),

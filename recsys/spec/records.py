@@ -353,7 +353,7 @@ class Model(Record):
     """The network."""
 
     dim: Annotated[int, Field(ge=1, le=512)] = 16
-    interactions: tuple[Literal["fm", "cross", "dot"], ...] = ("fm",)
+    interactions: tuple[Literal["fm", "cross", "dot"], ...] = ("fm", "dot")
     cross_layers: Annotated[int, Field(ge=1, le=8)] = 2
     cross_projection: Positive | None = None
     first_order: bool = True
@@ -398,8 +398,8 @@ class Train(Record):
     fiftieth at the last epoch's end.
     """
 
-    batch_size: Positive = 1024
-    epochs: Positive = 5
+    batch_size: Positive = 256
+    epochs: Positive = 2
     table_learning_rate: Annotated[float, Field(gt=0.0)] = 0.1
     table_initial_accumulator: NonNegative = 1.0
     dense_learning_rate: Annotated[float, Field(gt=0.0)] = 0.001

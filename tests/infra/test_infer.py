@@ -67,6 +67,7 @@ def test_keys_funnel_time_and_encodings(frame: pd.DataFrame, tmp_path: Path, nam
             "item_id": "item",
             "shop_name": "item",
             "user_id_shop_name": "context",
+            "slot_shop_name": "context",
         }.items()
         for statistic in ("seen", "clicked_rate", "bought_rate")
     }
@@ -81,6 +82,27 @@ def test_labels_that_do_not_nest_stand_side_by_side(frame: pd.DataFrame, tmp_pat
     assert spec.data.split.kind == "fraction"
     # Without days there is no past to count.
     assert not [f.name for f in spec.features if f.encode.kind == "counter"]
+
+
+def test_ids_that_new_rows_mostly_lack_are_left_out(frame: pd.DataFrame, tmp_path: Path) -> None:
+    # Every day has items of its own, so none of the last days' was there in training.
+    frame["item_id"] += 1000 * (frame["ts"] // 86400)
+    spec = inferred(frame, tmp_path)
+    names = [f.name for f in spec.features if f.encode.kind == "vocabulary"]
+    assert "item_id" not in names and "user_id" in names
+    assert "% of the newest rows" in infer(tmp_path / "2 shop.csv")
+    # An owner with no other column keeps its id: it has nothing else.
+    alone = frame.drop(columns=["shop name", "price"])
+    assert spec.data.keys.item == "item_id"
+    assert "item_id" in [f.name for f in inferred(alone, tmp_path).features]
+
+
+def test_a_tenth_of_many_days_is_held_out_twice(frame: pd.DataFrame, tmp_path: Path) -> None:
+    # 2024-01-01 and the 39 days after it.
+    frame = pd.concat([frame] * 2, ignore_index=True)
+    frame["ts"] = 1_704_067_200 + 86400 * (np.arange(len(frame)) // (len(frame) // 40))
+    split = inferred(frame, tmp_path).data.split
+    assert (str(split.train_to), str(split.validation_to)) == ("2024-02-01", "2024-02-05")
 
 
 def test_what_cannot_be_told_is_said(frame: pd.DataFrame, tmp_path: Path) -> None:

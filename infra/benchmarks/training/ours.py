@@ -23,7 +23,7 @@ from recsys.spec import Spec, loads
 
 MODELS = {
     "ours": "gated: false, interactions: [], first_order: false",
-    "ours, gated FM": "",
+    "ours, gated FM": "interactions: [fm]",
 }
 
 
