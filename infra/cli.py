@@ -146,13 +146,20 @@ def spec_infer(
     output: Annotated[
         Path | None, typer.Option(help="File to write; default: standard output.")
     ] = None,
+    user: Annotated[str | None, typer.Option(help="The user's column; default: by name.")] = None,
+    item: Annotated[str | None, typer.Option(help="The item's column; default: by name.")] = None,
+    time: Annotated[str | None, typer.Option(help="The time's column; default: by name.")] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="A label's column, 0 and 1; may be given again. Default: by name."),
+    ] = None,
 ) -> None:
     """Write a spec by looking at a table: keys, labels, time, encodings."""
     from infra.infer import infer
     from recsys.artifacts import write_text
     from recsys.spec import loads
 
-    text = infer(table)
+    text = infer(table, user=user, item=item, time=time, labels=label or ())
     loads(text, str(output or "the inferred spec"))
     if output is None:
         print(text, end="")

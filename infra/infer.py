@@ -10,6 +10,7 @@ what happened before to the user, the item, their kinds and pairs of these.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,62 +79,99 @@ class Column:
         return self.text or self.distinct <= FEW_VALUES
 
 
-def infer(path: Path) -> str:
+def infer(
+    path: Path,
+    *,
+    user: str | None = None,
+    item: str | None = None,
+    time: str | None = None,
+    labels: Sequence[str] = (),
+) -> str:
     """A spec's text for one table, one row an impression.
 
     Args:
         path: A CSV or Parquet file.
+        user: The user's column; None to tell it by its name, as all the others.
+        item: The item's column.
+        time: The time's column.
+        labels: The columns of the labels, 0 and 1 each.
 
     Returns:
         YAML, with a comment for each choice.
 
     Raises:
-        UserError: The table cannot be read, or has no user, item or label that can be told.
+        UserError: The table cannot be read, a named column is not in it or is no label, or it
+            has no user, item or label that can be told.
     """
     whole = _read(path)
     # Whose a column is and what it holds shows in the first rows; days and ids take all of them.
     table = whole.slice(0, SAMPLE_ROWS)
     columns = [_column(table, name) for name in table.column_names]
-    user = _one(columns, _USER, "user", path)
-    item = _one(columns, _ITEM, "item", path)
+    by_name = {column.name: column for column in columns}
+    for name in (user, item, time, *labels):
+        if name is not None and name not in by_name:
+            raise UserError(
+                f"The table has no column {name!r}.",
+                where=str(path),
+                found=", ".join(by_name),
+                fix="Name one of these.",
+                exit_code=EXIT_WRONG_USE,
+            )
+    user_column = by_name[user] if user else _one(columns, _USER, "user", path)
+    item_column = by_name[item] if item else _one(columns, _ITEM, "item", path)
     request = _find(columns, _REQUEST)
-    time = _find(columns, _TIME)
-    labels = [c for c in columns if c.binary and re.fullmatch(_LABELS, c.name, re.I)]
-    if not labels:
+    time_column = by_name[time] if time else _find(columns, _TIME)
+    label_columns = [
+        c
+        for c in columns
+        if (c.name in labels if labels else c.binary and re.fullmatch(_LABELS, c.name, re.I))
+    ]
+    for column in label_columns:
+        if not column.binary:
+            raise UserError(
+                f"The column {column.name!r} is no label.",
+                where=str(path),
+                expected="0 and 1, both of them",
+                found=f"{column.distinct} distinct values",
+                fix="Name columns of 0 and 1; a task of numbers is written by hand (docs/spec.md).",
+                exit_code=EXIT_WRONG_USE,
+            )
+    if not label_columns:
         found = [c.name for c in columns if c.binary]
         raise UserError(
             "No label was found.",
             where=str(path),
             expected="a column of 0 and 1 named like click, purchase, converted, label",
             found=f"columns of 0 and 1: {', '.join(found) or 'none'}",
-            fix="Rename the label column, or write the spec by hand (docs/spec.md).",
+            fix="Name it: --label COLUMN.",
             exit_code=EXIT_WRONG_USE,
         )
-    tasks = _tasks(table, labels)
-    taken = {c.name for c in (user, item, request, time) if c} | {c.name for c in labels}
+    tasks = _tasks(table, label_columns)
+    taken = {c.name for c in (user_column, item_column, request, time_column) if c}
+    taken |= {c.name for c in label_columns}
     lines = [
         f"# Written by `recsys spec infer {path.name}`; look it over, then: recsys run",
         f"name: {_name(path.stem)}",
         "data:",
         f"  impressions: {path.name}",
-        f"  keys: {{user: {user.name}, item: {item.name}"
+        f"  keys: {{user: {user_column.name}, item: {item_column.name}"
         + (f", request: {request.name}" if request else "")
         + "}",
     ]
-    days = _days(whole, time)
-    lines += _time_and_split(whole, time, days)
+    days = _days(whole, time_column)
+    lines += _time_and_split(whole, time_column, days)
     lines.append("features:")
     kinds: dict[str, list[Column]] = {"user": [], "item": [], "context": []}
     owned, encoded = set(), []
     for column in columns:
         if column.name not in taken and column.distinct > 1:
-            owner = _owner(table, column, item.name, user.name)
+            owner = _owner(table, column, item_column.name, user_column.name)
             owned.add(owner)
             encoded += _encodings(column, owner)
             if column.category and column.distinct <= MOST_KINDS:
                 kinds[owner].append(column)
-    newest = _newest(whole, time, days)
-    for column, owner in ((user, "user"), (item, "item")):
+    newest = _newest(whole, time_column, days)
+    for column, owner in ((user_column, "user"), (item_column, "item")):
         unseen = _unseen(whole, column, newest)
         if unseen > UNSEEN_SHARE and owner in owned:
             lines.append(
@@ -146,7 +184,7 @@ def infer(path: Path) -> str:
     if len(days) >= FEWEST_DAYS:
         for owner, of_owner in kinds.items():
             kinds[owner] = sorted(of_owner, key=lambda c: -c.distinct)[:COUNTED_KINDS]
-        lines += _counters(user, item, kinds, [name for name, _ in tasks])
+        lines += _counters(user_column, item_column, kinds, [name for name, _ in tasks])
     lines.append("tasks:")
     lines += [
         f"  - {{name: {_name(name)}, label: {{column: {name}}}"
@@ -235,7 +273,7 @@ def _one(columns: list[Column], pattern: str, what: str, path: Path) -> Column:
             where=str(path),
             expected=f"a column named like {what}, {what}_id",
             found=", ".join(c.name for c in columns),
-            fix="Rename the column, or write the spec by hand (docs/spec.md).",
+            fix=f"Name it: --{what} COLUMN.",
             exit_code=EXIT_WRONG_USE,
         )
     return column

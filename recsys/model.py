@@ -13,6 +13,7 @@ from recsys.balancing import make_balancer
 from recsys.layers import GatedDense
 from recsys.layers.randomness import draw_seed, fold_in
 from recsys.losses import MultiTaskLoss, TaskLoss
+from recsys.losses.multi_task import Mode
 from recsys.network import Network
 from recsys.optimizers import WarmupDecay, make_optimizer
 from recsys.packing import Packing
@@ -184,21 +185,25 @@ def build(spec: Spec, tables: Mapping[str, int], steps: int | None = None) -> Ra
     return model
 
 
+_MODES: dict[str, Mode] = {"entire": "entire_space", "observed": "masked", "joint": "joint"}
+
+
 def task_loss(spec: Spec, task: Task) -> TaskLoss:
     """The loss record of a spec's task."""
     loss = task.loss
-    mode = None
+    mode: Mode | None = None
     if task.given is not None:
-        mode = "masked" if task.space == "observed" or task.is_regression else "entire_space"
+        mode = "masked" if task.is_regression else _MODES[task.space]
     return TaskLoss(
         name=task.name,
         given=task.given,
-        mode=mode,  # type: ignore[arg-type]
+        mode=mode,
         ipw=task.inverse_propensity,
         loss=loss.kind,
         alpha=loss.alpha if isinstance(loss, Focal) else None,
         gamma=loss.gamma if isinstance(loss, Focal) else 0.0,
         huber_delta=loss.delta if isinstance(loss, Huber) else 1.0,
+        log_label=task.by_logarithm,
         label_smoothing=getattr(loss, "label_smoothing", 0.0),
         weight=task.weight,
         ranking=task.ranking.kind if task.ranking else None,

@@ -15,6 +15,8 @@ from recsys.schema import conditional_name
 from recsys.spec.records import Spec
 
 SCORE = "score"
+_TINY = 1e-12
+"""Below any probability that a float32 sigmoid of a sane logit gives; keeps 0 / 0 at 0."""
 
 
 def probabilities(
@@ -24,7 +26,8 @@ def probabilities(
 
     Args:
         spec: The spec.
-        logits: float [rows, tasks], the logit of each task given the one it follows.
+        logits: float [rows, tasks], the logit of each task given the one it follows, or of both
+            for a task of `space: joint`.
         calibrations: Calibration by task; tasks left out are taken as they are.
 
     Returns:
@@ -34,11 +37,11 @@ def probabilities(
     for index, task in enumerate(spec.tasks):
         values = logits[:, index].astype(np.float64)
         if task.is_regression:
-            own[task.name] = _value(task, values, np.expm1)
+            own[task.name] = np.expm1(values) if task.by_logarithm else values
         else:
             calibration = (calibrations or {}).get(task.name) or Calibration()
             own[task.name] = calibration.apply(values)
-    return _answers(spec, own)
+    return _answers(spec, own, np)
 
 
 class Outputs:
@@ -59,35 +62,36 @@ class Outputs:
         for index, task in enumerate(self._spec.tasks):
             values = tf.cast(logits[:, index], tf.float32)
             if task.is_regression:
-                own[task.name] = _value(task, values, tf.math.expm1)
+                own[task.name] = tf.math.expm1(values) if task.by_logarithm else values
             else:
                 own[task.name] = self._layers[task.name](values)
-        return _answers(self._spec, own)
+        return _answers(self._spec, own, tf)
 
 
-def _value(task: Any, values: Any, expm1: Any) -> Any:
-    return expm1(values) if task.loss.log else values
-
-
-def _answers(spec: Spec, own: Mapping[str, Any]) -> dict[str, Any]:
+def _answers(spec: Spec, own: Mapping[str, Any], library: Any) -> dict[str, Any]:
+    """What is answered, of each head's own number; `library` is NumPy or TensorFlow."""
     answers: dict[str, Any] = {}
     for task in spec.tasks:
         if task.given is None:
             answers[task.name] = own[task.name]
             continue
-        if task.is_regression:
-            # The expected value over all impressions, as the blend needs it.
-            answers[task.name] = own[task.name] * _joint(spec, own, task.given)
+        before, conditional = _joint(spec, own, task.given, library), own[task.name]
+        if task.space == "joint":
+            answers[task.name] = library.minimum(own[task.name], before)
+            conditional = answers[task.name] / library.maximum(before, _TINY)
         else:
-            answers[task.name] = _joint(spec, own, task.name)
-        answers[conditional_name(task.name, task.given)] = own[task.name]
+            # Of a regression, the expected value over all impressions, as the blend needs it.
+            answers[task.name] = before * own[task.name]
+        answers[conditional_name(task.name, task.given)] = conditional
     weights = spec.blend()
     answers[SCORE] = sum(weight * answers[name] for name, weight in weights.items())
     return answers
 
 
-def _joint(spec: Spec, own: Mapping[str, Any], name: str) -> Any:
-    joint: Any = 1.0
-    for task in spec.chain(name):
-        joint = joint * own[task.name]
-    return joint
+def _joint(spec: Spec, own: Mapping[str, Any], name: str, library: Any) -> Any:
+    task = spec.task(name)
+    if task.given is None:
+        return own[name]
+    before = _joint(spec, own, task.given, library)
+    # Two heads that were trained apart may disagree by a little; a funnel only narrows.
+    return library.minimum(own[name], before) if task.space == "joint" else before * own[name]

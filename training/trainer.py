@@ -266,18 +266,19 @@ def calibrate(job: Job, model: Any) -> dict[str, Any]:
     binary = [(i, task) for i, task in enumerate(spec.tasks) if not task.is_regression]
     labels = {task.name: rows.labels[:, i] for i, task in binary}
     own = {task.name: logits[:, i] for i, task in binary}
+    # A joint head answers for all rows, as one that follows nothing does.
+    given = {task.name: None if task.space == "joint" else task.given for _, task in binary}
     calibrations = fit_funnel(
-        {task.name: spec.train.calibration for _, task in binary},
-        labels,
-        own,
-        {task.name: task.given for _, task in binary},
+        {task.name: spec.train.calibration for _, task in binary}, labels, own, given
     )
     report = {}
     for _, task in binary:
-        observed = np.flatnonzero(happened(spec, task.name, rows.labels))
+        observed = np.ones(len(rows.labels), bool)
+        if given[task.name] is not None:
+            observed = happened(spec, task.name, rows.labels)
         fitted = calibrations[task.name]
         report[task.name] = {
-            "given": task.given,
+            "given": given[task.name],
             **calibration_report(fitted, labels[task.name][observed], own[task.name][observed]),
             "calibration": fitted.to_json(),
         }

@@ -75,6 +75,7 @@ def _shape(spec: Spec) -> dict[str, Any]:
     shape["tasks"] = [task["name"] for task in tree["tasks"]]
     for task in spec.tasks:
         shape[f"tasks.{task.name}.given"] = task.given
+        shape[f"tasks.{task.name}.joint"] = task.space == "joint"
         shape[f"tasks.{task.name}.regression"] = task.is_regression
     shape |= _flat("model", tree["model"])
     left_out = [f"model.{name}" for name in _TRAINING_ONLY]

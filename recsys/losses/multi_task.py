@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import tensorflow as tf
 
@@ -14,7 +14,7 @@ from recsys.losses.numeric import smooth_labels, to_compute_dtype, weighted_mean
 from recsys.losses.ranking import listwise_softmax, pairwise_logistic
 from recsys.losses.sampling import sampled_logit
 
-Mode = Literal["entire_space", "masked"]
+Mode = Literal["entire_space", "masked", "joint"]
 Kind = Literal["bce", "focal", "mse", "huber"]
 Ranking = Literal["pairwise", "listwise"]
 _REGRESSION = ("mse", "huber")
@@ -30,7 +30,8 @@ class TaskLoss:
             the conditional probability), or None.
         mode: for a task with `given`. "entire_space" trains the product of the chain
             on all rows (ESMM, Ma et al. 2018); "masked" trains the conditional on rows
-            whose parent happened. None takes "entire_space", or "masked" for
+            whose parent happened; "joint" trains this task's logit, taken for that of the
+            product, on all rows. None takes "entire_space", or "masked" for
             regression, which has no product.
         ipw: with "masked", weigh each row by 1 / max(p(parent), min_propensity), p from
             the model with its gradient stopped (Multi-IPW, Zhang et al. 2020,
@@ -40,6 +41,8 @@ class TaskLoss:
         alpha: focal weight of positives, None for none; with "focal" only.
         gamma: focal exponent; with "focal" only.
         huber_delta: where "huber" turns from quadratic to linear.
+        log_label: for "mse" and "huber": the loss is on log(1 + label), so the logit is of
+            that scale; labels below 0 count as 0.
         label_smoothing: share of each binary label that is moved to one half.
         weight: the task's weight, which the balancer applies.
         negative_sampling_rate: share of this task's negatives that the data kept. The
@@ -58,6 +61,7 @@ class TaskLoss:
     alpha: float | None = None
     gamma: float = 0.0
     huber_delta: float = 1.0
+    log_label: bool = False
     label_smoothing: float = 0.0
     weight: float = 1.0
     negative_sampling_rate: float = 1.0
@@ -71,10 +75,10 @@ class TaskLoss:
 
         regression = self.is_regression
         need(self.loss in ("bce", "focal", *_REGRESSION), f"unknown loss {self.loss!r}.")
-        need(self.mode in (None, "entire_space", "masked"), f"unknown mode {self.mode!r}.")
+        need(self.mode in (None, *get_args(Mode)), f"unknown mode {self.mode!r}.")
         need(self.ranking in (None, "pairwise", "listwise"), f"unknown ranking {self.ranking!r}.")
         need(self.given is not None or self.mode is None, "mode needs `given`.")
-        need(not (regression and self.mode == "entire_space"), "regression has no product.")
+        need(not regression or self.mode in (None, "masked"), "regression has no product.")
         need(not self.ipw or self.resolved_mode == "masked", 'ipw needs mode "masked".')
         need(0 < self.min_propensity <= 1, "min_propensity must lie in (0, 1].")
         need(0 < self.negative_sampling_rate <= 1, "negative_sampling_rate must lie in (0, 1].")
@@ -84,6 +88,7 @@ class TaskLoss:
         need(self.alpha is None or 0 < self.alpha < 1, "alpha must lie between 0 and 1.")
         need(0 <= self.label_smoothing < 1, "label_smoothing must lie in [0, 1).")
         need(not regression or self.label_smoothing == 0, "label smoothing needs a binary label.")
+        need(regression or not self.log_label, 'log_label needs loss "mse" or "huber".')
         need(not regression or self.negative_sampling_rate == 1, "regression has no negatives.")
         need(self.huber_delta > 0, "huber_delta must be above 0.")
 
@@ -123,6 +128,7 @@ class MultiTaskLoss:
       as one observed stage is 0, even if later labels are NaN, so a conversion that is
       only recorded for clicks needs no filling in. Otherwise it is the product of the
       chain's labels, and unknown if one of them is NaN;
+    - "joint": the same rows and labels as "entire_space";
     - "masked": rows whose every ancestor happened (label above one half) and whose own
       label is observed; the mean is over these rows, so it divides by their weight;
     - "masked" with `ipw`: the same rows, but divided by the weight of *all* rows with
@@ -188,7 +194,7 @@ class MultiTaskLoss:
         Args:
             labels: task to [batch] numbers; NaN where not observed.
             logits: task to [batch] logits (predictions, for regression), those of a task
-                with `given` conditional on it.
+                with `given` conditional on it, unless its mode is "joint".
             sample_weight: [batch], at least 0, or None.
             groups: [batch] ids of requests; needed by ranking losses alone.
 
@@ -209,11 +215,19 @@ class MultiTaskLoss:
             logit = to_compute_dtype(_vector(task.name, "logits", logits[task.name]))
             y[task.name] = tf.cast(_vector(task.name, "labels", labels[task.name]), logit.dtype)
             y[task.name].shape.assert_is_compatible_with(logit.shape)
+            if task.log_label:
+                y[task.name] = tf.math.log1p(tf.maximum(y[task.name], 0.0))
             rate = task.negative_sampling_rate
             x[task.name] = logit if rate == 1 else sampled_logit(logit, rate)
         if self.needs_groups and groups is None:
             raise ValueError("groups must be given: a task has a ranking loss.")
         return {task.name: self._loss(task, y, x, sample_weight, groups) for task in self.tasks}
+
+    def _factors(self, name: str) -> list[str]:
+        """The tasks whose sigmoids multiply to that of the task and all before it."""
+        chain = self._chains[name]
+        joint = [at for at, stage in enumerate(chain) if stage.resolved_mode == "joint"]
+        return [stage.name for stage in chain[joint[-1] if joint else 0 :]]
 
     def _loss(
         self,
@@ -232,12 +246,11 @@ class MultiTaskLoss:
             else tf.cast(_vector(task.name, "sample_weight", sample_weight), label.dtype)
         )
         denominator = None
-        chain = [logit]
-        if task.resolved_mode == "entire_space":
+        chain = [logits[name] for name in self._factors(task.name)]
+        if task.resolved_mode in ("entire_space", "joint"):
             stages = tf.stack([*(labels[name] for name in ancestors), label])
             failed = tf.reduce_any(tf.equal(stages, 0), axis=0)
             label = tf.where(failed, tf.zeros_like(label), tf.reduce_prod(stages, axis=0))
-            chain = [*(logits[name] for name in ancestors), logit]
         elif task.resolved_mode == "masked":
             parents = tf.stack([labels[name] for name in ancestors])
             failed = tf.reduce_any(parents <= 0.5, axis=0)
@@ -246,10 +259,12 @@ class MultiTaskLoss:
             if task.ipw:
                 known = failed | (happened & observed)
                 denominator = tf.reduce_sum(tf.where(known, weight, tf.zeros_like(weight)))
-                log_propensity, _ = funnel_log_probs([logits[name] for name in ancestors])
+                before = self._factors(ancestors[-1])
+                log_propensity, _ = funnel_log_probs([logits[name] for name in before])
                 propensity = tf.stop_gradient(tf.math.exp(log_propensity))
                 weight = weight / tf.maximum(propensity, task.min_propensity)
             label = tf.where(happened, label, ones * float("nan"))
+            chain = [logit]
         counts = ~tf.math.is_nan(label)
         target = tf.where(counts, label, tf.zeros_like(label))
         weight = tf.where(counts, weight, tf.zeros_like(weight))

@@ -130,12 +130,14 @@ def _tasks(spec: Spec) -> Iterator[Finding]:
                     break
                 seen.add(step)
                 step = parents[step]
-        elif task.inverse_propensity or task.space == "observed":
+        elif task.inverse_propensity or task.space != "entire":
             yield (
                 (*place, "inverse_propensity" if task.inverse_propensity else "space"),
-                "only a task with `given` is observed on part of the impressions",
+                "only a task with `given` is observed on part of the impressions, or joint",
                 "",
             )
+        if task.is_regression and task.space == "joint":
+            yield (*place, "space"), "a regression has no probability to join", ""
         if task.inverse_propensity and task.space != "observed":
             yield (*place, "inverse_propensity"), "needs space: observed", ""
         if isinstance(task.label, ActionLabel) and task.label.action not in spec.data.actions:

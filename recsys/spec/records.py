@@ -294,17 +294,19 @@ class Gate(Record):
 class Task(Record):
     """One label with its head, loss, metrics and weight.
 
-    `given` names the task that it follows in the funnel. `space` says where such a task is
-    trained: over all impressions through the funnel product (`entire`, ESMM), or on
-    impressions where the given task happened (`observed`), optionally weighted by the
-    inverse of that task's predicted probability.
+    `given` names the task that it follows in the funnel. `space` says what the head of such a
+    task answers, and where it is trained. `entire`: its probability given the other task, which is
+    trained over all impressions through the funnel product (ESMM). `observed`: the same, trained
+    on impressions where the given task happened, optionally weighted by the inverse of that
+    task's predicted probability. `joint`: the probability of both, trained over all impressions
+    as a task of its own; an answer is never above that of the given task.
     """
 
     name: Name
     label: ColumnLabel | ActionLabel
     given: str | None = None
     loss: Annotated[Bce | Focal | SquaredError | Huber, Field(discriminator="kind")] = Focal()
-    space: Literal["entire", "observed"] = "entire"
+    space: Literal["entire", "observed", "joint"] = "entire"
     inverse_propensity: bool = False
     ranking: Ranking | None = None
     weight: NonNegative = 1.0
@@ -314,6 +316,11 @@ class Task(Record):
     def is_regression(self) -> bool:
         """Whether the task predicts a number rather than a probability."""
         return self.loss.kind in ("mse", "huber")
+
+    @property
+    def by_logarithm(self) -> bool:
+        """Whether a regression learns log(1 + label)."""
+        return isinstance(self.loss, SquaredError | Huber) and self.loss.log
 
 
 # ------------------------------------------------------------------------------ model
@@ -456,6 +463,13 @@ class Spec(Record):
         """The funnel that ends in the task: its ancestors, first to last, then itself."""
         task = self.task(name)
         return (*self.chain(task.given), task) if task.given else (task,)
+
+    def factors(self, name: str) -> tuple[Task, ...]:
+        """The tasks whose heads multiply to the probability of the task and all before it."""
+        task = self.task(name)
+        if task.given is None or task.space == "joint":
+            return (task,)
+        return (*self.factors(task.given), task)
 
     def blend(self) -> dict[str, float]:
         """Weights of the tasks in the score; by default equal over tasks with probabilities."""

@@ -190,6 +190,17 @@ def test_every_encoding_and_interaction_learns(reading: str, members: int) -> No
     assert np.abs(after - before).max() > 1e-4
 
 
+def test_a_number_learned_by_its_logarithm_is_answered_as_itself() -> None:
+    text = EVERY_ENCODING.replace("{column: v}, given: click", "{column: v}")
+    spec = loads(text + "train: {dense_learning_rate: 0.02}\n")
+    model = build(spec, tables_of(spec))
+    batch = batch_of(spec)
+    labels = tf.concat([batch["labels"][:, :2], tf.fill([64, 1], 5000.0)], axis=1)
+    model.fit(tf.data.Dataset.from_tensors(batch | {"labels": labels}).repeat(300), verbose=0)
+    answers = Outputs(spec)(model.predict_logits(batch))
+    assert float(tf.reduce_mean(answers["value"])) == pytest.approx(5000.0, rel=0.1)
+
+
 @pytest.mark.parametrize("switch", ["recompute", "gated"])
 @pytest.mark.parametrize("on", [False, True])
 def test_a_switch_of_the_model_reaches_every_layer_that_has_it(switch: str, on: bool) -> None:
@@ -255,6 +266,24 @@ def test_outputs_are_the_funnel_product_in_numpy_and_in_graph() -> None:
     np.testing.assert_allclose(answers["score"], [(0.5 + 0.375) / 2, 0.0], rtol=1e-6, atol=1e-12)
     graph = tf.function(Outputs(spec))(tf.constant(logits))
     assert set(graph) == set(answers)
+    for name, values in answers.items():
+        np.testing.assert_allclose(graph[name], values, rtol=1e-5, atol=1e-6)
+
+
+def test_a_joint_head_answers_for_both_and_never_more_than_its_parent() -> None:
+    text = EVERY_ENCODING.replace("space: observed, inverse_propensity: true", "space: joint")
+    spec = loads(text.replace("{column: v}, given: click", "{column: v}, given: buy"))
+    # p(click) of one half, and p(click and buy) of a fifth; then heads that disagree; then none.
+    logits = [
+        [0.0, np.log(1 / 4), np.log(5.0)],
+        [0.0, np.log(3.0), np.log(5.0)],
+        [-1e4, 1e4, np.log(5.0)],
+    ]
+    answers = probabilities(spec, np.array(logits, np.float32))
+    np.testing.assert_allclose(answers["buy"], [0.2, 0.5, 0.0], rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(answers["buy_given_click"], [0.4, 1.0, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(answers["value"], [0.8, 2.0, 0.0], rtol=1e-6, atol=1e-12)
+    graph = tf.function(Outputs(spec))(tf.constant(logits, tf.float32))
     for name, values in answers.items():
         np.testing.assert_allclose(graph[name], values, rtol=1e-5, atol=1e-6)
 

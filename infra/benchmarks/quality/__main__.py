@@ -3,6 +3,7 @@
     python -m infra.benchmarks.quality --spec infra/specs/kuairand.yaml --input DIR --out OUT \\
         --peer-python PEERS/bin/python --deepctr-path DEEPCTR --seeds 5 --resume --write-docs
     python -m infra.benchmarks.quality --domain other --out OUT --peer-python PEERS/bin/python
+    python -m infra.benchmarks.quality --domain flights --out OUT --peer-python PEERS/bin/python
     python -m infra.benchmarks.quality --spec SPEC --input DIR --out OUT --ablate --seeds 3
 
 Every result is a line of OUT/results.jsonl; with --resume what is there is not done again.
@@ -14,8 +15,9 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
+from typing import get_args
 
-from infra.benchmarks.quality import other_domain, report
+from infra.benchmarks.quality import flights, other_domain, report
 from infra.benchmarks.quality.bench import PEERS, Bench, Options, make_features
 from infra.benchmarks.quality.variants import variants
 from infra.infer import infer
@@ -43,8 +45,8 @@ def main() -> int:
             exit_code=2,
             fix="Go on with them: add --resume. Or name another folder.",
         )
-    if given.domain == "other":
-        benches = _other(given, options)
+    if given.domain != "spec":
+        benches = _inferred(given, options)
     else:
         spec = load(given.spec)
         benches = [
@@ -66,9 +68,9 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument(
         "--domain",
-        choices=["spec", "other"],
+        choices=["spec", "other", "flights"],
         default="spec",
-        help="the data of --spec, or simulated tables of another domain",
+        help="the data of --spec, or tables whose spec is inferred: simulated, or of flights",
     )
     parser.add_argument("--spec", type=Path, default=Path("infra/specs/kuairand.yaml"))
     parser.add_argument("--input", type=Path, help="raw logs, to build features from")
@@ -85,7 +87,7 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--epochs", type=int, default=3, help="of peers, at most")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rows", type=int, default=150_000, help="rows of --domain other")
+    parser.add_argument("--rows", type=int, default=150_000, help="rows of the other domains")
     parser.add_argument(
         "--peer-python",
         default=sys.executable,
@@ -98,7 +100,7 @@ def _parse() -> argparse.Namespace:
     given = parser.parse_args()
     if given.domain == "spec" and (given.input is None) == (given.features is None):
         parser.error("give one of --input and --features")
-    default = ["ours", "lightgbm"] if given.domain == "other" else ["ours", *PEERS]
+    default = ["ours", *PEERS] if given.domain == "spec" else ["ours", "lightgbm"]
     given.models = given.models.split(",") if given.models else default
     unknown = set(given.models) - {"ours", *PEERS}
     if unknown:
@@ -148,16 +150,21 @@ def _ablate(given: argparse.Namespace, options: Options, spec: Spec) -> Bench:
     return shipped
 
 
-def _other(given: argparse.Namespace, options: Options) -> list[Bench]:
+def _inferred(given: argparse.Namespace, options: Options) -> list[Bench]:
     benches = []
-    for layout in ("funnel", "parallel"):
+    table = flights.TABLE if given.domain == "flights" else other_domain.TABLE
+    for layout in get_args(other_domain.Layout):
         out = given.out / layout
         if not (out / "data").is_dir():
             out.mkdir(parents=True, exist_ok=True)
-            other_domain.generate(out / "data", layout, given.rows)
+            if given.domain == "flights":
+                package = flights.package(options.peer_python)
+                flights.generate(out / "data", layout, package, given.rows)
+            else:
+                other_domain.generate(out / "data", layout, given.rows)
         given.input = out / "data"
-        spec = loads(infer(out / "data" / other_domain.TABLE), other_domain.TABLE)
-        benches.append(_compare(given, options, spec, out, f"quality-other-{layout}"))
+        spec = loads(infer(given.input / table), table)
+        benches.append(_compare(given, options, spec, out, f"quality-{given.domain}-{layout}"))
     return benches
 
 

@@ -37,6 +37,28 @@ def test_entire_space_is_the_loss_of_the_product() -> None:
     assert out == pytest.approx({"click": math.log(2), "conversion": expected}, rel=1e-5)
 
 
+def test_joint_is_the_loss_of_its_own_logit_on_all_rows() -> None:
+    out = run([CLICK, TaskLoss("conversion", "click", "joint")], LABELS, LOGITS)
+    expected = (-math.log(0.2) - 2 * math.log(0.8)) / 3
+    assert out == pytest.approx({"click": math.log(2), "conversion": expected}, rel=1e-5)
+
+
+def test_what_follows_a_joint_task_starts_from_it() -> None:
+    tasks = [
+        CLICK,
+        TaskLoss("cart", "click", "joint"),
+        TaskLoss("buy", "cart"),
+        TaskLoss("value", "cart", "masked", ipw=True),
+    ]
+    p = 0.2
+    labels = {"click": [1, 1], "cart": [1, 0], "buy": [1, 0], "value": [1, 0]}
+    logits = {"click": [0.7, 0.7], "cart": [logit(p)] * 2, "buy": [0.0, 0.0], "value": [0.0, 0.0]}
+    out = run(tasks, labels, logits)
+    # 0.2 for click and cart at once, and one half to buy, whatever the click's logit says.
+    assert out["buy"] == pytest.approx((-math.log(0.1) - math.log(0.9)) / 2, rel=1e-5)
+    assert out["value"] == pytest.approx(math.log(2) / p / 2, rel=1e-5)
+
+
 def test_masked_is_the_mean_over_clicked_rows() -> None:
     out = run([CLICK, TaskLoss("conversion", "click", "masked")], LABELS, LOGITS)
     assert out["conversion"] == pytest.approx((-math.log(0.2) - math.log(0.8)) / 2, rel=1e-5)
@@ -82,7 +104,7 @@ def test_propensity_passes_no_gradient() -> None:
 
 
 def test_entire_space_teaches_both_heads_and_masked_only_its_own() -> None:
-    for mode, reaches in (("entire_space", True), ("masked", False)):
+    for mode, reaches in (("entire_space", True), ("masked", False), ("joint", False)):
         click, conversion = tf.constant([0.3]), tf.constant([0.1])
         with tf.GradientTape() as tape:
             tape.watch([click, conversion])
@@ -117,7 +139,7 @@ class TestUnobservedLabels:
         )
         assert out == pytest.approx({"click": 0.0, "conversion": -math.log(0.9)}, rel=1e-5)
 
-    @pytest.mark.parametrize("mode", ["entire_space", "masked"])
+    @pytest.mark.parametrize("mode", ["entire_space", "masked", "joint"])
     def test_a_conversion_without_its_click_is_not_a_success_of_the_funnel(self, mode) -> None:
         tasks = [CLICK, TaskLoss("conversion", "click", mode)]
         odd = {"click": [1, 1, 0], "conversion": [1, 0, 1]}
@@ -128,6 +150,7 @@ MODES = [
     TaskLoss("conversion", "click"),
     TaskLoss("conversion", "click", loss="focal", alpha=0.25, gamma=2.0, label_smoothing=0.1),
     TaskLoss("conversion", "click", "masked"),
+    TaskLoss("conversion", "click", "joint"),
     TaskLoss("conversion", "click", "masked", ipw=True),
     TaskLoss("conversion", "click", ranking="pairwise"),
     TaskLoss("conversion", "click", ranking="listwise"),
@@ -201,6 +224,22 @@ def test_regression_losses() -> None:
     )
     assert out["time"] == pytest.approx(4.0)  # clicked rows alone
     assert out["value"] == pytest.approx((0.5 * 1 + 2.0 * (10 - 1.0)) / 2)
+
+
+def test_the_logarithm_of_a_number_is_learned_where_asked() -> None:
+    e = math.e
+    tasks = [
+        TaskLoss("time", loss="mse", log_label=True),
+        TaskLoss("value", loss="huber", huber_delta=2.0, log_label=True),
+    ]
+    out = run(
+        tasks,
+        # Not observed, and below 0: left out, and taken for 0.
+        {"time": [e - 1, e**3 - 1, NAN, -5.0], "value": [e**10 - 1, 0.0, 0.0, 0.0]},
+        {"time": [0.0, 1.0, 7.0, 0.0], "value": [0.0, 0.0, 0.0, 0.0]},
+    )
+    assert out["time"] == pytest.approx((1 + 4 + 0) / 3, rel=1e-5)
+    assert out["value"] == pytest.approx(2.0 * (10 - 1.0) / 4, rel=1e-5)
 
 
 def test_focal_task_equals_the_focal_loss() -> None:
@@ -293,12 +332,15 @@ def test_faulty_funnels_are_refused(tasks, match: str) -> None:
     [
         {"mode": "masked"},
         {"given": "click", "mode": "entire_space", "loss": "mse"},
+        {"given": "click", "mode": "joint", "loss": "mse"},
+        {"mode": "joint"},
         {"given": "click", "ipw": True},
         {"gamma": 2.0},
         {"loss": "hinge"},
         {"loss": "focal", "alpha": 1.0},
         {"negative_sampling_rate": 0.0},
         {"loss": "mse", "label_smoothing": 0.1},
+        {"loss": "bce", "log_label": True},
         {"ranking": "listwize"},
     ],
 )

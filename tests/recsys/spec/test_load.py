@@ -88,6 +88,8 @@ def test_a_name_that_dangles_since_its_record_is_faulty_is_no_second_fault() -> 
         (("test: 0.1", 'test: "0.1"'), "test", "valid number"),
         (("bought}", "bought}, ranking: pairwise, inverse_propensity: true"), "tasks[buy]",
          "needs space: observed"),
+        (("given: click", "space: joint"), "tasks[buy].space", "only a task with `given`"),
+        (("bought}", "bought}, space: joint, loss: {kind: mse}"), "space", "no probability"),
         (("name: shop", "name: shop\nname: shop"), "name", "twice"),
         (("name: shop", "name: shop\nserve: {blend: {buys: 1.0}}"), "blend", "no task is named"),
         (("name: shop", "name: shop\nserve: {blend: {buy: 0.0}}"), "blend", "score the same"),
