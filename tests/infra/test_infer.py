@@ -118,3 +118,19 @@ def test_what_cannot_be_told_is_said(frame: pd.DataFrame, tmp_path: Path) -> Non
     (tmp_path / "bad.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match="cannot be read"):
         infer(tmp_path / "bad.parquet")
+
+
+def test_columns_that_names_do_not_tell_are_named(frame: pd.DataFrame, tmp_path: Path) -> None:
+    odd = {"user_id": "plane", "item_id": "flight", "ts": "left_at", "clicked": "late"}
+    path = tmp_path / "t.csv"
+    frame.rename(columns=odd).to_csv(path, index=False)
+    named = {"user": "plane", "item": "flight", "time": "left_at"}
+    spec = loads(infer(path, **named, labels=["late"]))
+    keys, time = spec.data.keys, spec.data.time
+    assert (keys.user, keys.item) == ("plane", "flight")
+    assert time is not None and time.column == "left_at"
+    assert [task.name for task in spec.tasks] == ["late"]
+    with pytest.raises(UserError, match="no column 'plain'"):
+        infer(path, **(named | {"user": "plain"}))
+    with pytest.raises(UserError, match="'slot' is no label"):
+        infer(path, **named, labels=["slot"])

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from infra.benchmarks.quality import other_domain, report
+from infra.benchmarks.quality import flights, other_domain, report
 from infra.benchmarks.quality.rows import Keys, read_keys, write_shared
 from infra.benchmarks.quality.scores import score, selection
 from infra.benchmarks.quality.variants import variants, with_seed
@@ -220,3 +222,40 @@ def test_the_other_domain_is_as_it_says(tmp_path: Path, layout: Any) -> None:
     assert 0.6 < np.mean(unseen) < 0.75
     orphans = ((log[second] == 1) & (log[first] == 0)).sum()
     assert (orphans == 0) == (layout == "funnel")
+
+
+def test_flights_are_labelled_by_what_was_known_after_and_described_by_what_was_before(
+    tmp_path: Path,
+) -> None:
+    data = tmp_path / "package" / "data"
+    data.mkdir(parents=True)
+    day = "2013,1,7"
+    (data / "flights.csv").write_text(
+        "year,month,day,dep_time,sched_dep_time,dep_delay,arr_time,sched_arr_time,arr_delay,carrier,"
+        "flight,tailnum,origin,dest,air_time,distance,hour,minute,time_hour\n"
+        # Left in time and came late; left late and made up all; left and came late; cancelled.
+        f"{day},0,515,3,0,800,20,UA,1,N1,EWR,IAH,100,1400,5,15,x\n"
+        f"{day},0,520,16,0,800,6,UA,1,N1,EWR,IAH,100,1400,5,20,x\n"
+        f"{day},0,600,40,0,900,35,AA,2,N2,EWR,IAH,100,1400,6,0,x\n"
+        f"{day},0,700,,0,900,,AA,2,N2,EWR,IAH,100,1400,7,0,x\n"
+    )
+    with zipfile.ZipFile(data / "flights.csv.zip", "w") as packed:
+        packed.write(data / "flights.csv", "flights.csv")
+    (data / "planes.csv").write_text("tailnum,year,seats,speed\nN1,1999,149,\n")
+    (data / "airports.csv").write_text("faa,lat,lon,alt,tz\nIAH,29.9,-95.3,97,-6\n")
+    (data / "weather.csv").write_text(
+        "origin,year,month,day,hour,temp,time_hour\nEWR,2013,1,7,5,39.5,x\n"
+    )
+    funnel, parallel = (
+        (flights.generate(tmp_path / layout, layout, tmp_path / "package"),
+         pd.read_csv(tmp_path / layout / flights.TABLE))[1]
+        for layout in ("funnel", "parallel")
+    )  # fmt: skip
+    assert funnel[["click", "conversion"]].values.tolist() == [[0, 0], [1, 0], [1, 1]]
+    assert parallel[["like", "share"]].values.tolist() == [[1, 0], [0, 1], [1, 0]]
+    assert funnel["item_id"].tolist() == ["UA1-2", "UA1-2", "AA2-2"]
+    assert funnel["temp"].fillna(0).tolist() == [39.5, 39.5, 0]
+    assert funnel["built"].fillna(0).tolist() == [1999, 1999, 0]
+    assert funnel["time"][0] == "2013-01-07T05:15:00Z"
+    known_after = {"dep_time", "dep_delay", "arr_time", "arr_delay", "air_time"}
+    assert not known_after & set(funnel.columns)
