@@ -40,6 +40,7 @@ features:
 tasks:
   - {name: click, label: {column: click}}
   - {name: buy, label: {column: buy}, given: click}
+  - {name: own, label: {column: buy}, given: click, space: joint}
 """
 
 USERS = ["ü ö", 'quo"te', "back\\slash", "sep\u2028arator", "a,b", " edge ", "plain", "7", "😀"]

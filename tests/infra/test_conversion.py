@@ -240,7 +240,8 @@ def test_a_run_on_a_device_answers_as_it_serves(made: dict[str, Any], tmp_path: 
     )
     assert done.exit_code == 0, done.output
     check = json.loads(done.stdout)["check"]
-    assert set(check["largest"]) == {"click", "buy", "buy_given_click", "score"}
+    own = {"own", "own_given_click"}
+    assert set(check["largest"]) == {"click", "buy", "buy_given_click", "score"} | own
     assert 0 <= max(check["largest"].values()) <= check["tolerance"] == 1e-5
     assert (
         check["rows"]

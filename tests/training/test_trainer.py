@@ -90,6 +90,34 @@ def test_metrics_are_those_of_what_is_served(run: Path, tested: dict[str, Any]) 
     assert (run / "plots" / "calibration-click-test.png").stat().st_size > 1000
 
 
+def test_a_joint_task_is_calibrated_and_answered_as_both_at_once(
+    features: Path, tmp_path: Path
+) -> None:
+    import tensorflow as tf
+
+    spec = small_spec()
+    click, conversion = spec.tasks
+    joint = conversion.model_copy(update={"space": "joint"})
+    spec = spec.model_copy(update={"tasks": (click, joint)})
+    training.train(spec, features, tmp_path / "run")
+    calibration = json.loads((tmp_path / "run" / "calibration.json").read_text())["conversion"]
+    bought = make_columns(400, seed=1)["label:conversion"].to_numpy()
+    assert (calibration["rows"], calibration["positives"]) == (400, int(bought.sum()))
+    assert calibration["given"] is None
+    tested = training.evaluate(tmp_path / "run", "test")["tasks"]
+    assert tested["conversion"]["auc"] > 0.7 and tested["conversion_given_click"]["auc"] > 0.6
+    numeric = tf.saved_model.load(str(tmp_path / "run" / "export")).signatures["numeric"]
+    columns = make_columns(400, seed=2)
+    inputs = {name: columns[name] for name in ("user", "item", "price", "device")}
+    tags = columns["tags"].flatten().to_numpy().reshape(400, 3)
+    answers = numeric(
+        tags=tf.constant(tags), **{name: tf.constant(v.to_numpy()) for name, v in inputs.items()}
+    )
+    both, first = answers["conversion"].numpy(), answers["click"].numpy()
+    assert (both <= first).all()
+    np.testing.assert_allclose(answers["conversion_given_click"].numpy(), both / first, rtol=1e-5)
+
+
 def test_a_champion_is_compared_on_the_same_rows(run: Path, tested: dict[str, Any]) -> None:
     both = training.evaluate(run, "test", champion=run)
     assert both["champion"]["tasks"] == both["tasks"] == tested["tasks"]
