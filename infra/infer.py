@@ -43,7 +43,7 @@ _REQUEST = r"request|request_?id|session|session_?id|impression_group|query_?id"
 _TIME = r"time|timestamp|ts|datetime|date_?time|shown_at|event_time|time_ms"
 
 _MODEL = """\
-# Products of pairs and dropout, for tables of many numbers.
+# Products of pairs, dropout, and the mean of three networks, for tables of many numbers.
 model:
   dim: 8
   interactions: [fm, dot]
@@ -51,10 +51,11 @@ model:
   towers: [32]
   dropout: 0.1
   embedding_dropout: 0.2
+  members: 3
 train:
   epochs: 3
-  table_learning_rate: 0.05
-  dense_learning_rate: 0.003
+  table_learning_rate: 0.03
+  dense_learning_rate: 0.002
 """
 
 
