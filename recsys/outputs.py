@@ -75,13 +75,12 @@ def _answers(spec: Spec, own: Mapping[str, Any], library: Any) -> dict[str, Any]
         if task.given is None:
             answers[task.name] = own[task.name]
             continue
-        before, conditional = _joint(spec, own, task.given, library), own[task.name]
+        # Of a regression, the expected value over all impressions, as the blend needs it.
+        answers[task.name] = _joint(spec, own, task.name, library)
+        conditional = own[task.name]
         if task.space == "joint":
-            answers[task.name] = library.minimum(own[task.name], before)
+            before = _joint(spec, own, task.given, library)
             conditional = answers[task.name] / library.maximum(before, _TINY)
-        else:
-            # Of a regression, the expected value over all impressions, as the blend needs it.
-            answers[task.name] = before * own[task.name]
         answers[conditional_name(task.name, task.given)] = conditional
     weights = spec.blend()
     answers[SCORE] = sum(weight * answers[name] for name, weight in weights.items())
@@ -89,6 +88,7 @@ def _answers(spec: Spec, own: Mapping[str, Any], library: Any) -> dict[str, Any]
 
 
 def _joint(spec: Spec, own: Mapping[str, Any], name: str, library: Any) -> Any:
+    """A head's number over all impressions: what it says and all before it happened."""
     task = spec.task(name)
     if task.given is None:
         return own[name]

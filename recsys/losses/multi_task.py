@@ -246,11 +246,12 @@ class MultiTaskLoss:
             else tf.cast(_vector(task.name, "sample_weight", sample_weight), label.dtype)
         )
         denominator = None
-        chain = [logits[name] for name in self._factors(task.name)]
+        chain = [logit]
         if task.resolved_mode in ("entire_space", "joint"):
             stages = tf.stack([*(labels[name] for name in ancestors), label])
             failed = tf.reduce_any(tf.equal(stages, 0), axis=0)
             label = tf.where(failed, tf.zeros_like(label), tf.reduce_prod(stages, axis=0))
+            chain = [logits[name] for name in self._factors(task.name)]
         elif task.resolved_mode == "masked":
             parents = tf.stack([labels[name] for name in ancestors])
             failed = tf.reduce_any(parents <= 0.5, axis=0)
@@ -264,7 +265,6 @@ class MultiTaskLoss:
                 propensity = tf.stop_gradient(tf.math.exp(log_propensity))
                 weight = weight / tf.maximum(propensity, task.min_propensity)
             label = tf.where(happened, label, ones * float("nan"))
-            chain = [logit]
         counts = ~tf.math.is_nan(label)
         target = tf.where(counts, label, tf.zeros_like(label))
         weight = tf.where(counts, weight, tf.zeros_like(weight))

@@ -464,13 +464,6 @@ class Spec(Record):
         task = self.task(name)
         return (*self.chain(task.given), task) if task.given else (task,)
 
-    def factors(self, name: str) -> tuple[Task, ...]:
-        """The tasks whose heads multiply to the probability of the task and all before it."""
-        task = self.task(name)
-        if task.given is None or task.space == "joint":
-            return (task,)
-        return (*self.factors(task.given), task)
-
     def blend(self) -> dict[str, float]:
         """Weights of the tasks in the score; by default equal over tasks with probabilities."""
         if self.serve.blend:

@@ -246,11 +246,10 @@ def test_flights_are_labelled_by_what_was_known_after_and_described_by_what_was_
     (data / "weather.csv").write_text(
         "origin,year,month,day,hour,temp,time_hour\nEWR,2013,1,7,5,39.5,x\n"
     )
-    funnel, parallel = (
-        (flights.generate(tmp_path / layout, layout, tmp_path / "package"),
-         pd.read_csv(tmp_path / layout / flights.TABLE))[1]
-        for layout in ("funnel", "parallel")
-    )  # fmt: skip
+    flights.generate(tmp_path / "funnel", "funnel", tmp_path / "package")
+    flights.generate(tmp_path / "parallel", "parallel", tmp_path / "package")
+    funnel = pd.read_csv(tmp_path / "funnel" / flights.TABLE)
+    parallel = pd.read_csv(tmp_path / "parallel" / flights.TABLE)
     assert funnel[["click", "conversion"]].values.tolist() == [[0, 0], [1, 0], [1, 1]]
     assert parallel[["like", "share"]].values.tolist() == [[1, 0], [0, 1], [1, 0]]
     assert funnel["item_id"].tolist() == ["UA1-2", "UA1-2", "AA2-2"]

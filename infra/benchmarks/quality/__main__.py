@@ -158,7 +158,7 @@ def _inferred(given: argparse.Namespace, options: Options) -> list[Bench]:
         if not (out / "data").is_dir():
             out.mkdir(parents=True, exist_ok=True)
             if given.domain == "flights":
-                package = flights.package(options.peer_python)
+                package = flights.find_package(options.peer_python)
                 flights.generate(out / "data", layout, package, given.rows)
             else:
                 other_domain.generate(out / "data", layout, given.rows)

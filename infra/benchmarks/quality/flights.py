@@ -28,7 +28,7 @@ _NOT_KNOWN_BEFORE = ["dep_time", "dep_delay", "arr_time", "arr_delay", "air_time
 _OF_THE_DATE = ["year", "month", "day", "time_hour"]
 
 
-def package(python: str) -> Path:
+def find_package(python: str) -> Path:
     """Where the package lies in the environment of a Python; it is found, not imported.
 
     Raises:
