@@ -1,4 +1,7 @@
-"""What every test shares: the order in which files start."""
+"""What every test shares: the order in which files start, and where random numbers begin."""
+
+import random
+import sys
 
 import pytest
 
@@ -11,3 +14,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     long = {item.path for item in items if item.get_closest_marker("long")}
     items.sort(key=lambda item: item.path not in long)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Begin each test at the same random numbers, before its fixtures.
+
+    Weights that a test leaves to chance are then the same in every run, whichever tests the
+    process had before. Python's own ``random`` stays apart: Ray draws its ports from it, and
+    two processes that drew the same ones would meet.
+    """
+    if "tf_keras" in sys.modules:
+        sys.modules["tf_keras"].utils.set_random_seed(0)
+        random.seed()
