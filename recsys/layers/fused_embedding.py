@@ -338,15 +338,18 @@ class FusedEmbedding(tf_keras.layers.Layer):
         return tf.tensordot(rows, projection[self._place(table)[0]], axes=1)
 
     def _draw_table(self, shape: Any, dtype: Any = None, **_: Any) -> tf.Tensor:
-        # As a graph, the row is overwritten in place; eagerly, a table of gigabytes would
-        # exist twice while the model is made.
-        @tf.function
-        def draw() -> tf.Tensor:
-            table = self.initializer(shape, dtype=dtype)
-            zeros = tf.zeros([1, shape[1]], table.dtype)
-            return tf.tensor_scatter_nd_update(table, [[PADDING_ROW]], zeros)
+        # A table of gigabytes must not exist twice while the model is made. As a graph, the
+        # product overwrites the table, where eager ops and a scatter copy it. The size comes as
+        # a tensor, for TensorFlow computes what hangs on constants alone once more, to fold it.
+        drawn_by_size = isinstance(self.initializer, tf_keras.initializers.RandomNormal)
 
-        return draw()
+        @tf.function
+        def draw(size: tf.Tensor) -> tf.Tensor:
+            table = self.initializer(size if drawn_by_size else shape, dtype=dtype)
+            kept = tf.not_equal(tf.range(size[0]), PADDING_ROW)[:, tf.newaxis]
+            return tf.ensure_shape(table * tf.cast(kept, table.dtype), shape)
+
+        return draw(tf.constant(shape))
 
 
 def _pairs(named: Mapping[str, Any] | Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:

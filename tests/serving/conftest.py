@@ -45,7 +45,7 @@ features:
 tasks:
   - {name: click, label: {column: click}}
   - {name: conversion, label: {column: conversion}, given: click}
-serve: {max_candidates: 300, max_body_bytes: 100000}
+serve: {max_candidates: 300, max_body_bytes: 100000, deadline_ms: 30000}
 """
 
 USERS = {

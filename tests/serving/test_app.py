@@ -33,7 +33,7 @@ def post(url: str, body: Any, **options: Any) -> httpx.Response:
 
 def measured(url: str) -> dict[str, float]:
     """Samples of /metrics: name{label value} → value."""
-    text = httpx.get(f"{url}/metrics").text
+    text = httpx.get(f"{url}/metrics", timeout=30).text
     return {
         " ".join([sample.name, *sample.labels.values()]): sample.value
         for family in text_string_to_metric_families(text)
@@ -160,29 +160,35 @@ def test_a_body_without_a_length_is_cut_at_the_limit(url: str) -> None:
         for _ in range(110):
             yield b" " * 1000
 
-    answer = httpx.post(f"{url}/v1/rank", content=chunks())
+    answer = httpx.post(f"{url}/v1/rank", content=chunks(), timeout=30)
     assert answer.status_code == 413 and "too long" in answer.json()["error"]["message"]
     fine = json.dumps({"user": {"id": "u1"}, "candidates": ["i1"]}).encode()
-    assert httpx.post(f"{url}/v1/rank", content=iter([fine[:9], fine[9:]])).status_code == 200
+    assert (
+        httpx.post(f"{url}/v1/rank", content=iter([fine[:9], fine[9:]]), timeout=30).status_code
+        == 200
+    )
 
 
 def test_other_paths_and_methods_are_answered_in_the_same_form(url: str) -> None:
-    for answer, status in ((httpx.get(f"{url}/nowhere"), 404), (httpx.get(f"{url}/v1/rank"), 405)):
+    for answer, status in (
+        (httpx.get(f"{url}/nowhere", timeout=30), 404),
+        (httpx.get(f"{url}/v1/rank", timeout=30), 405),
+    ):
         assert answer.status_code == status
         assert "GET" in answer.json()["error"]["message"]
 
 
 def test_reports(url: str, spec: Spec) -> None:
-    assert httpx.get(f"{url}/healthz").json() == {"status": "alive"}
-    assert httpx.get(f"{url}/readyz").json() == {"status": "ready", "model_version": 1}
-    report = httpx.get(f"{url}/v1/models").json()
+    assert httpx.get(f"{url}/healthz", timeout=30).json() == {"status": "alive"}
+    assert httpx.get(f"{url}/readyz", timeout=30).json() == {"status": "ready", "model_version": 1}
+    report = httpx.get(f"{url}/v1/models", timeout=30).json()
     assert report["model_version"] == 1 and report["manifest"]["kind"] == "model"
     assert report["features"]["items"] == 4 and report["refused"] == {}
-    document = httpx.get(f"{url}/openapi.json").json()
+    document = httpx.get(f"{url}/openapi.json", timeout=30).json()
     schemas = document["components"]["schemas"]
     assert set(schemas["UserFeatures"]["properties"]) == {"user_id", "country", "activity", "seen"}
     assert set(schemas["Context"]["properties"]) == {"device", "shelf"}
-    assert httpx.get(f"{url}/docs").status_code == 200
+    assert httpx.get(f"{url}/docs", timeout=30).status_code == 200
     # The example that the document shows is one that the service takes.
     assert post(url, schemas["RankRequest"]["example"]).status_code == 200
 

@@ -79,21 +79,21 @@ def told(answer: httpx.Response) -> dict[str, object]:
 
 def test_local_ends_well_on_sigterm(models: Path, features: Path) -> None:
     with process(models, features, "local") as (url, child):
-        assert told(httpx.post(f"{url}/v1/rank", json=BODY))["model_version"] == 1
+        assert told(httpx.post(f"{url}/v1/rank", json=BODY, timeout=30))["model_version"] == 1
     assert child.returncode == 0
     with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{url}/healthz")
+        httpx.get(f"{url}/healthz", timeout=30)
 
 
 def test_both_engines_answer_the_same(models: Path, features: Path) -> None:
     with running(models, features) as local, process(models, features, "ray") as (url, child):
-        ours = told(httpx.post(f"{local}/v1/rank", json=BODY))
+        ours = told(httpx.post(f"{local}/v1/rank", json=BODY, timeout=30))
         theirs = told(httpx.post(f"{url}/v1/rank", json=BODY, timeout=30))
         assert theirs == ours
         for path in ("/healthz", "/readyz", "/metrics", "/openapi.json"):
             assert httpx.get(url + path, timeout=30).status_code == 200
         for body, status in ((b"{", 400), (b'{"user": 1}', 422), (b" " * 100_001, 413)):
-            ours_bad = httpx.post(f"{local}/v1/rank", content=body)
+            ours_bad = httpx.post(f"{local}/v1/rank", content=body, timeout=30)
             theirs_bad = httpx.post(f"{url}/v1/rank", content=body, timeout=30)
             assert (theirs_bad.status_code, theirs_bad.json()) == (status, ours_bad.json())
     assert child.returncode == 0
@@ -169,7 +169,7 @@ def test_a_deadline_that_cannot_be_met(
         assert answer.json()["error"]["expected"] == "1 ms (serve.deadline_ms)"
         # The late work ends and gives its place back.
         for _ in range(3000):
-            if "recsys_running 0.0" in httpx.get(f"{url}/metrics").text:
+            if "recsys_running 0.0" in httpx.get(f"{url}/metrics", timeout=30).text:
                 break
         else:
             raise AssertionError("the late request still holds its place")

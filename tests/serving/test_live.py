@@ -40,7 +40,7 @@ def test_a_new_version_is_taken_up_without_a_failed_request(
     with running(models, features, poll_seconds=0.05) as url:
 
         def ask() -> None:
-            with httpx.Client() as session:
+            with httpx.Client(timeout=30) as session:
                 while not stop.is_set():
                     try:
                         answer = session.post(f"{url}/v1/rank", json=BODY, timeout=30)
@@ -66,7 +66,7 @@ def test_a_new_version_is_taken_up_without_a_failed_request(
         stop.set()
         for thread in threads:
             thread.join()
-        report = httpx.get(f"{url}/metrics").text
+        report = httpx.get(f"{url}/metrics", timeout=30).text
     assert failures == []
     assert {version for version, _ in answers} == {1, 2}
     # i2 has the sum 8: each answer is wholly of the version that it names.
