@@ -29,6 +29,14 @@ EXIT_INTERRUPTED = 130
 
 SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="The spec, a YAML file.")]
 Input = Annotated[Path, typer.Option("--input", help="Raw logs: a folder, or one table's file.")]
+Settings = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a setting of the spec, like train.epochs=3; may be repeated.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Workers = Annotated[
     int, typer.Option("--workers", min=0, help="Ray workers; 0 trains in this process.")
@@ -200,6 +208,7 @@ def train(
     workers: Workers = 0,
     gpu: Gpu = False,
     ray_address: RayAddress = None,
+    settings: Settings = [],  # noqa: B006 (typer copies it)
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
     warm_start: Annotated[
         Path | None,
@@ -216,10 +225,10 @@ def train(
     """Fit the model; one process, or Ray workers."""
     from infra.report import show_training
     from infra.stages import fit
-    from recsys.spec import load
+    from recsys.spec import change, load
 
     result = fit(
-        load(spec),
+        change(load(spec), settings, str(spec)),
         features,
         output,
         workers=workers,
@@ -334,16 +343,17 @@ def run(
     workers: Workers = 0,
     gpu: Gpu = False,
     ray_address: RayAddress = None,
+    settings: Settings = [],  # noqa: B006 (typer copies it)
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """All of it: features, train, evaluate, publish. What has not changed is skipped."""
     from infra.report import show_run
     from infra.stages import run_all
-    from recsys.spec import load
+    from recsys.spec import change, load
 
     result = run_all(
-        load(spec),
+        change(load(spec), settings, str(spec)),
         input,
         output,
         workers=workers,

@@ -1,7 +1,18 @@
 """One spec, from which schemas, transform, model, metrics and requests derive."""
 
+from recsys.spec.change import change
 from recsys.spec.fingerprint import fingerprint, fingerprints
 from recsys.spec.load import dumps, load, loads
 from recsys.spec.records import Feature, Spec, Task
 
-__all__ = ["Feature", "Spec", "Task", "dumps", "fingerprint", "fingerprints", "load", "loads"]
+__all__ = [
+    "Feature",
+    "Spec",
+    "Task",
+    "change",
+    "dumps",
+    "fingerprint",
+    "fingerprints",
+    "load",
+    "loads",
+]

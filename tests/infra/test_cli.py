@@ -56,6 +56,12 @@ def test_no_command_shows_help() -> None:
         (["run", SPEC, "--input", "nowhere", "--output", "{tmp}"], 1, "nowhere"),
         (["train", SPEC, "--features", "nowhere", "--output", "{tmp}"], 1, "recsys features"),
         (["simulate", "{full}"], 1, "not empty"),
+        (
+            ["train", SPEC, "--features", "f", "--output", "{tmp}", "--set", "train.epochs"],
+            2,
+            "--set train.epochs",
+        ),
+        (["run", SPEC, "--input", "i", "--output", "{tmp}", "--set", "train.epoch=3"], 2, "epoch"),
         (["train", SPEC, "--features", "f", "--output", "r", "--workers", "-1"], 2, "--workers"),
     ],
 )
