@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -157,3 +160,22 @@ def test_order_of_tables_survives_the_config():
     assert list(twin.tables.items()) == [("z", 3), ("a", 2)]
     assert list(twin.lists) == ["y", "b"]
     assert twin.offset("a") == 4
+
+
+def test_a_table_exists_once_while_it_is_drawn():
+    # In a process of its own, since the peak of one only ever rises.
+    script = (
+        "import resource\n"
+        "from recsys.layers import FusedEmbedding\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "FusedEmbedding({'user': 10}, 16, fields=['user'])([[1]])\n"
+        "before = peak()\n"
+        "FusedEmbedding({'user': 8_000_000}, 16, fields=['user'])([[1]])\n"
+        "print(peak() - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    megabytes = 8_000_000 * 16 * 4 / 2**20
+    # Some of it goes where the start of TensorFlow had its own peak; a mask of the rows takes
+    # a tenth more. A copy would take the whole table once more.
+    assert 0.5 * megabytes < float(done.stdout) < 1.3 * megabytes
