@@ -8,12 +8,15 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from recsys import __version__
 from recsys.errors import EXIT_FAILED, EXIT_REFUSED, EXIT_WRONG_USE, UserError
+
+if TYPE_CHECKING:
+    from recsys.spec import Spec
 
 app = typer.Typer(
     name="recsys",
@@ -30,7 +33,7 @@ EXIT_INTERRUPTED = 130
 SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="The spec, a YAML file.")]
 Input = Annotated[Path, typer.Option("--input", help="Raw logs: a folder, or one table's file.")]
 Settings = Annotated[
-    list[str],
+    list[str] | None,
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
@@ -62,6 +65,12 @@ def _say(text: str = "") -> None:
     from rich.console import Console
 
     Console(stderr=True, highlight=False, soft_wrap=True).print(text)
+
+
+def _load(path: Path, settings: list[str] | None) -> Spec:
+    from recsys.spec import change, load
+
+    return change(load(path), settings or [], str(path))
 
 
 def _result(value: dict[str, Any], as_json: bool, show: Any) -> None:
@@ -189,14 +198,14 @@ def features(
     spec: SpecPath,
     input: Input,
     output: Annotated[Path, typer.Option(help="Folder to write the features into.")],
+    settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
     """Turn raw logs into features. Options after `--` go to Apache Beam as they are."""
     from infra.report import show_features
     from infra.stages import make_features
-    from recsys.spec import load
 
-    manifest = make_features(load(spec), input, output, list(ctx.args))
+    manifest = make_features(_load(spec, settings), input, output, list(ctx.args))
     _result(manifest, as_json, lambda value: show_features(value, output))
 
 
@@ -208,7 +217,7 @@ def train(
     workers: Workers = 0,
     gpu: Gpu = False,
     ray_address: RayAddress = None,
-    settings: Settings = [],  # noqa: B006 (typer copies it)
+    settings: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")] = False,
     warm_start: Annotated[
         Path | None,
@@ -225,10 +234,9 @@ def train(
     """Fit the model; one process, or Ray workers."""
     from infra.report import show_training
     from infra.stages import fit
-    from recsys.spec import change, load
 
     result = fit(
-        change(load(spec), settings, str(spec)),
+        _load(spec, settings),
         features,
         output,
         workers=workers,
@@ -343,17 +351,16 @@ def run(
     workers: Workers = 0,
     gpu: Gpu = False,
     ray_address: RayAddress = None,
-    settings: Settings = [],  # noqa: B006 (typer copies it)
+    settings: Settings = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """All of it: features, train, evaluate, publish. What has not changed is skipped."""
     from infra.report import show_run
     from infra.stages import run_all
-    from recsys.spec import change, load
 
     result = run_all(
-        change(load(spec), settings, str(spec)),
+        _load(spec, settings),
         input,
         output,
         workers=workers,

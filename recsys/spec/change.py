@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import yaml
 
-from recsys.errors import EXIT_WRONG_USE, UserError
+from recsys.errors import EXIT_WRONG_USE, SpecError, UserError
 from recsys.spec.load import dumps, loads
 from recsys.spec.records import Spec
 
@@ -49,7 +50,16 @@ def change(spec: Spec, settings: Sequence[str], where: str = "spec") -> Spec:
         except yaml.YAMLError:
             raise _wrong(setting, "a value in YAML", text) from None
         _put(tree, key.split("."), value, setting)
-    return loads(yaml.safe_dump(tree, sort_keys=False), f"{where} with {' '.join(settings)}")
+    name = f"{where} with {' '.join(f'--set {setting}' for setting in settings)}"
+    try:
+        return loads(yaml.safe_dump(tree, sort_keys=False), name)
+    except SpecError as error:
+        # Lines are those of a text that nobody has; the paths say it.
+        faults = [
+            replace(fault, where=fault.where.removeprefix(f"{name}:{fault.line} "))
+            for fault in error.faults
+        ]
+        raise SpecError(name, faults) from None
 
 
 def _put(tree: Any, path: list[str], value: Any, setting: str) -> None:

@@ -62,6 +62,11 @@ def test_no_command_shows_help() -> None:
             "--set train.epochs",
         ),
         (["run", SPEC, "--input", "i", "--output", "{tmp}", "--set", "train.epoch=3"], 2, "epoch"),
+        (
+            ["features", SPEC, "--input", "i", "--output", "{tmp}", "--set", "features.x.dim=3"],
+            2,
+            "--set features.x.dim",
+        ),
         (["train", SPEC, "--features", "f", "--output", "r", "--workers", "-1"], 2, "--workers"),
     ],
 )
