@@ -18,6 +18,7 @@ from recsys.layers import (
     PiecewiseLinearEmbedding,
     PositionTower,
     SharedBottom,
+    SideMatch,
     TargetAttention,
     hash_rows,
     pool_list,
@@ -27,6 +28,8 @@ from recsys.optimizers import FIRST_ORDER
 from recsys.packing import Field, Packing
 from recsys.spec.load import dumps, loads
 from recsys.spec.records import History, Mmoe, Ple, Spec
+
+MATCH = "match"
 
 
 @tf_keras.utils.register_keras_serializable(package="recsys")
@@ -91,8 +94,13 @@ class Network(tf_keras.layers.Layer):
             for n in bins
         }
         self._build_histories()
+        self._sides = self._match_sides() if MATCH in model.interactions else None
+        self.match = None
+        if self._sides:
+            self.match = SideMatch(self._tasks, name="match", dtype=self._dtype_policy)
+        self._crossed = tuple(kind for kind in model.interactions if kind != MATCH)
         self.interactions = Interactions(
-            model.interactions,
+            self._crossed,
             model.cross_layers,
             model.cross_projection,
             name="interactions",
@@ -123,6 +131,32 @@ class Network(tf_keras.layers.Layer):
             )
 
     # ------------------------------------------------------------------------ pieces
+
+    def _embedded(self) -> list[str]:
+        """Names of the fields in the order in which `embed` stacks them."""
+        names = [
+            f.name
+            for layer in self.groups.values()
+            for f in self._plain
+            if f.input.table in layer.tables
+        ]
+        names += [f.name for n in self.piecewise for f in self._piecewise if f.length == int(n)]
+        return names + [f.name for f in self._others]
+
+    def _match_sides(self) -> tuple[list[int], list[int]]:
+        """Places of the user's and of the item's fields among the embeddings."""
+        keys = self.spec.data.keys
+        sides = []
+        for owner, key in (("user", keys.user), ("item", keys.item)):
+            own = [
+                (at, self.spec.feature(name).raw != key)
+                for at, name in enumerate(self._embedded())
+                if self.spec.feature(name).owner == owner
+            ]
+            # An id is seen in few rows, and what it learns there would drown its attributes.
+            attributes = [at for at, is_attribute in own if is_attribute]
+            sides.append(attributes or [at for at, _ in own])
+        return sides[0], sides[1]
 
     def _dims(self, fields: list[Field]) -> dict[str, int]:
         """Width of each table that a field reads."""
@@ -330,7 +364,7 @@ class Network(tf_keras.layers.Layer):
             parts.append(tf.reshape(embeddings, [-1, embeddings.shape[1] * embeddings.shape[2]]))
         if dense is not None:
             parts.append(tf.cast(dense, self.compute_dtype))
-        if embeddings is not None and self.spec.model.interactions:
+        if embeddings is not None and self._crossed:
             parts.append(self.interactions((embeddings, dense)))
         top = tf.concat(parts, axis=1)
         shared = self.sharing(top, training=training, seed=fold_in(seed, 1))
@@ -340,7 +374,11 @@ class Network(tf_keras.layers.Layer):
                 shared[task], training=training, seed=fold_in(seed, 2 + index)
             )
             logits.append(self.heads[index](tf.cast(tower, tf.float32)))
-        return tf.concat(logits, axis=1)
+        answer = tf.concat(logits, axis=1)
+        if self.match is not None and self._sides is not None:
+            sides = (tf.reduce_sum(tf.gather(embeddings, at, axis=1), 1) for at in self._sides)
+            answer += tf.cast(self.match(tuple(sides)), tf.float32)
+        return answer
 
     def _drop_fields(
         self, embeddings: tf.Tensor, seed: tf.Tensor | None, training: bool | None

@@ -15,6 +15,7 @@ from recsys.layers.pairwise_interaction import PairwiseInteraction
 from recsys.layers.piecewise_linear import PiecewiseLinearEmbedding, encode_piecewise_linear
 from recsys.layers.position_tower import PositionTower
 from recsys.layers.sharing import PLE, MMoE, SharedBottom
+from recsys.layers.side_match import SideMatch
 from recsys.layers.target_attention import TargetAttention
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "PiecewiseLinearEmbedding",
     "PositionTower",
     "SharedBottom",
+    "SideMatch",
     "TargetAttention",
     "encode_piecewise_linear",
     "hash_rows",

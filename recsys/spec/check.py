@@ -181,6 +181,14 @@ def _model(spec: Spec) -> Iterator[Finding]:
     embedded = [f for f in spec.features if f.encode.kind != "numeric"]
     if not embedded and spec.model.interactions:
         yield ("model", "interactions"), "interactions need features with embeddings", ""
+    elif "match" in spec.model.interactions:
+        for owner in ("user", "item"):
+            if not any(f.owner == owner for f in embedded):
+                yield (
+                    ("model", "interactions"),
+                    f"match needs a feature of the {owner} with an embedding (not numeric)",
+                    "",
+                )
     if spec.model.position is not None:
         ids = [
             f.name

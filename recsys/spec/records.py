@@ -357,10 +357,17 @@ class HistoryAttention(Record):
 
 
 class Model(Record):
-    """The network."""
+    """The network.
+
+    `interactions` are any of: `fm`, `dot` and `cross`, which the towers read, and `match`, which
+    is added to the logits: the sum of the user's embeddings against that of the item's, by a
+    matrix of each task. Ids of `data.keys` are left out of `match` where their side has other
+    embeddings. It is worth most where one task has many labels and another few, which then
+    borrows the factors of the first.
+    """
 
     dim: Annotated[int, Field(ge=1, le=512)] = 16
-    interactions: tuple[Literal["fm", "cross", "dot"], ...] = ("fm", "dot")
+    interactions: tuple[Literal["fm", "cross", "dot", "match"], ...] = ("fm", "dot")
     cross_layers: Annotated[int, Field(ge=1, le=8)] = 2
     cross_projection: Positive | None = None
     first_order: bool = True

@@ -173,7 +173,7 @@ def make_version(made: dict[str, Any], folder: Path) -> Spec:
     """A published version with all that the default model lacks, its weights drawn at random."""
     spec = phone_spec(
         "dim: 4, shared: [8], towers: [4], sharing: {kind: mmoe, experts: 2}, "
-        "history: {kind: local, window: 4}, interactions: [fm, cross, dot], position: place"
+        "history: {kind: local, window: 4}, interactions: [fm, cross, dot, match], position: place"
     )
     model = build(spec, read_json(made["folder"] / "features" / "manifest.json")["tables"])
     rng = np.random.default_rng(0)

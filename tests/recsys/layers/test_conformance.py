@@ -117,6 +117,17 @@ CASES = [
             ((np.ones([3, 4, 2], "int32"), floats(3, 2)),),
         ],
     ),
+    Case(
+        "match",
+        lambda **kw: layers.SideMatch(TASKS, **kw),
+        ((floats(3, 4), floats(3, 4)),),
+        [
+            (floats(3, 4),),
+            ((floats(3, 4), floats(3, 5)),),
+            ((floats(3, 4), floats(3)),),
+            ((np.ones([3, 4], "int32"), floats(3, 4)),),
+        ],
+    ),
     Case("cross", lambda **kw: layers.CrossNetwork(3, **kw), (floats(3, 4),), BAD_MATRIX),
     Case("dot", lambda **kw: layers.DotProducts(**kw), (floats(3, 4, 2),), BAD_CUBE),
     Case(
