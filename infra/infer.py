@@ -43,7 +43,8 @@ _REQUEST = r"request|request_?id|session|session_?id|impression_group|query_?id"
 _TIME = r"time|timestamp|ts|datetime|date_?time|shown_at|event_time|time_ms"
 
 _MODEL = """\
-# Products of pairs, dropout, and the mean of three networks, for tables of many numbers.
+# Products of pairs, dropout, weight decay and the mean of three networks, for tables of many
+# numbers.
 model:
   dim: 8
   interactions: [fm, dot]
@@ -56,6 +57,7 @@ train:
   epochs: 3
   table_learning_rate: 0.03
   dense_learning_rate: 0.002
+  weight_decay: 1.0
 """
 
 
