@@ -117,7 +117,8 @@ def _shape(values: NDArray[Any], at: int) -> NDArray[Any]:
 
 def _response(rng: np.random.Generator, numbers: list[NDArray[Any]]) -> NDArray[Any]:
     """What the numbers say: steps, bumps and slopes of some, products of pairs of others."""
-    ranks = [np.argsort(np.argsort(values)) / len(values) for values in numbers]
+    # Counts have many ties, whose order in an unstable sort depends on the processor.
+    ranks = [np.argsort(np.argsort(v, kind="stable")) / len(v) for v in numbers]
     total = np.zeros(len(numbers[0]))
     for rank in rng.permutation(len(ranks))[:14]:
         x, weight, at = ranks[rank], rng.normal(), rng.uniform(0.2, 0.8)
