@@ -200,6 +200,7 @@ def test_each_variant_is_one_change_and_none_repeats_the_spec() -> None:
         "age",
         "seen",
     ]
+    assert found["with match"].model.interactions == (*spec.model.interactions, "match")
     assert "balancing fixed" not in found  # that is as shipped
     assert len({variant.model_dump_json() for variant in found.values()}) == len(found)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import yaml
 
+from recsys.errors import SpecError
 from recsys.spec import Spec, dumps, loads
+from recsys.spec.records import Model
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -25,7 +28,7 @@ def with_seed(spec: Spec, seed: int) -> Spec:
 
 
 def variants(spec: Spec) -> dict[str, Spec]:
-    """Variants by name: balancing, loss with and without calibration, sharing, members, features.
+    """Variants by name: balancing, loss, calibration, interactions, sharing, members, features.
 
     The spec itself is `as shipped`; a variant that is no change of it is left out.
     """
@@ -41,6 +44,10 @@ def variants(spec: Spec) -> dict[str, Spec]:
     for loss in ("bce", "focal"):
         for calibration in ("none", "platt"):
             add(f"loss {loss}, calibration {calibration}", _loss(loss, calibration))
+    for kind in ("temperature", "platt", "isotonic"):
+        add(f"calibration {kind}", _set("train", "calibration", kind))
+    with contextlib.suppress(SpecError):  # a side without embeddings has nothing to match by
+        add("with match", _match)
     for kind in ("shared_bottom", "mmoe", "ple"):
         add(f"sharing {kind}", _set("model", "sharing", {"kind": kind}))
     for members in (1, 2):
@@ -52,6 +59,12 @@ def variants(spec: Spec) -> dict[str, Spec]:
 
 def _set(section: str, name: str, value: Any) -> Change:
     return lambda tree: tree.setdefault(section, {}).update({name: value})
+
+
+def _match(tree: dict[str, Any]) -> None:
+    model = tree.setdefault("model", {})
+    before = model.get("interactions", list(Model().interactions))
+    model["interactions"] = [*before, *({"match"} - set(before))]
 
 
 def _loss(loss: str, calibration: str) -> Change:
