@@ -27,10 +27,10 @@ from rich.table import Table
 
 import recsys  # noqa: F401  (Keras switch first)
 from infra.benchmarks.training import report, worker
-from infra.benchmarks.training.ours import write_examples
+from infra.benchmarks.training.ours import MODELS, write_examples
 
 ROOT = Path(__file__).parents[3]
-OURS = ("ours", "ours, gated FM", "floor", "floor, input gradient")
+OURS = (*MODELS, "floor", "floor, input gradient")
 TORCH = ("PyTorch by hand", "torch-rechub", "deepctr-torch", "FuxiCTR")
 ROWS = (100_000, 1_000_000, 10_000_000)
 DRAWN = 32 * worker.BATCH

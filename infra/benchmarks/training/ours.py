@@ -21,9 +21,12 @@ from infra.benchmarks.training import worker
 from recsys.schema import REQUEST_KEY, USER_KEY, label_column
 from recsys.spec import Spec, loads
 
+_PLAIN, _GATED = "gated: false, interactions: [], first_order: false", "interactions: [fm]"
 MODELS = {
-    "ours": "gated: false, interactions: [], first_order: false",
-    "ours, gated FM": "interactions: [fm]",
+    "ours": _PLAIN,
+    "ours, XLA": f"{_PLAIN}, xla: true",
+    "ours, gated FM": _GATED,
+    "ours, gated FM, XLA": f"{_GATED}, xla: true",
 }
 
 
