@@ -227,7 +227,7 @@ def main() -> None:
             show(*sections[-1], console)
     if options.write_docs:
         command = "python -m infra.benchmarks.training " + " ".join(
-            argument for argument in sys.argv[1:] if "/" not in argument
+            "PATH" if "/" in argument else argument for argument in sys.argv[1:]
         )
         report.write_docs(ROOT / "docs" / "benchmarks.md", sections, command, options.threads)
 
