@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tf_keras
 
@@ -94,10 +95,10 @@ class Network(tf_keras.layers.Layer):
             for n in bins
         }
         self._build_histories()
-        self._sides = self._match_sides() if MATCH in model.interactions else None
         self.match = None
-        if self._sides:
+        if MATCH in model.interactions:
             self.match = SideMatch(self._tasks, name="match", dtype=self._dtype_policy)
+            self._sides = self._match_sides()
         self._crossed = tuple(kind for kind in model.interactions if kind != MATCH)
         self.interactions = Interactions(
             self._crossed,
@@ -134,29 +135,28 @@ class Network(tf_keras.layers.Layer):
 
     def _embedded(self) -> list[str]:
         """Names of the fields in the order in which `embed` stacks them."""
-        names = [
-            f.name
-            for layer in self.groups.values()
-            for f in self._plain
-            if f.input.table in layer.tables
-        ]
-        names += [f.name for n in self.piecewise for f in self._piecewise if f.length == int(n)]
-        return names + [f.name for f in self._others]
+        fields = [f for layer in self.groups.values() for f in self._plain_in(layer.tables)]
+        fields += [f for bins in self.piecewise for f in self._piecewise_of(bins)]
+        return [f.name for f in (*fields, *self._others)]
 
-    def _match_sides(self) -> tuple[list[int], list[int]]:
-        """Places of the user's and of the item's fields among the embeddings."""
+    def _plain_in(self, tables: Container[str]) -> list[Field]:
+        """Fields of one id that read one of these tables."""
+        return [f for f in self._plain if f.input.table in tables]
+
+    def _piecewise_of(self, bins: str) -> list[Field]:
+        return [f for f in self._piecewise if f.length == int(bins)]
+
+    def _match_sides(self) -> np.ndarray:
+        """float32 [2, fields]: 1 for the embeddings that the user's and the item's sum take."""
         keys = self.spec.data.keys
+        features = [self.spec.feature(name) for name in self._embedded()]
         sides = []
         for owner, key in (("user", keys.user), ("item", keys.item)):
-            own = [
-                (at, self.spec.feature(name).raw != key)
-                for at, name in enumerate(self._embedded())
-                if self.spec.feature(name).owner == owner
-            ]
+            own = [feature.owner == owner for feature in features]
             # An id is seen in few rows, and what it learns there would drown its attributes.
-            attributes = [at for at, is_attribute in own if is_attribute]
-            sides.append(attributes or [at for at, _ in own])
-        return sides[0], sides[1]
+            attributes = [f.owner == owner and f.raw != key for f in features]
+            sides.append(attributes if any(attributes) else own)
+        return np.array(sides, np.float32)
 
     def _dims(self, fields: list[Field]) -> dict[str, int]:
         """Width of each table that a field reads."""
@@ -177,7 +177,7 @@ class Network(tf_keras.layers.Layer):
     def _embedding(
         self, tables: Mapping[str, int], dim: int, name: str, **kwargs: Any
     ) -> FusedEmbedding:
-        mine = [f for f in self._plain if f.input.table in tables]
+        mine = self._plain_in(tables)
         return FusedEmbedding(
             list(tables.items()),
             dim,
@@ -265,7 +265,7 @@ class Network(tf_keras.layers.Layer):
                 parts.append(found[name]["fields"])
         pooled = [self._pool(field, ids, found, training) for field in self._others]
         for n, layer in self.piecewise.items():
-            columns = [f for f in self._piecewise if f.length == int(n)]
+            columns = self._piecewise_of(n)
             stacked = tf.stack([_columns(numbers, f) for f in columns], axis=1)
             parts.append(layer(stacked))
         if pooled:
@@ -277,7 +277,7 @@ class Network(tf_keras.layers.Layer):
 
     def _lookups(self, ids: tf.Tensor, layer: FusedEmbedding) -> dict[str, Any]:
         lookups: dict[str, Any] = {}
-        mine = [f for f in self._plain if f.input.table in layer.tables]
+        mine = self._plain_in(layer.tables)
         if mine:
             lookups["fields"] = _gather_columns(ids, [f.start for f in mine])
         lists = {
@@ -324,7 +324,7 @@ class Network(tf_keras.layers.Layer):
         for field in self._plain:
             if field.name == name:
                 layer = self.groups[self._group_of[str(field.input.table)]]
-                mine = [f.name for f in self._plain if f.input.table in layer.tables]
+                mine = [f.name for f in self._plain_in(layer.tables)]
                 group = found[self._group_of[str(field.input.table)]]
                 return group["fields"][:, mine.index(name)]
         field = next(f for f in self._others if f.name == name)
@@ -375,9 +375,11 @@ class Network(tf_keras.layers.Layer):
             )
             logits.append(self.heads[index](tf.cast(tower, tf.float32)))
         answer = tf.concat(logits, axis=1)
-        if self.match is not None and self._sides is not None:
-            sides = (tf.reduce_sum(tf.gather(embeddings, at, axis=1), 1) for at in self._sides)
-            answer += tf.cast(self.match(tuple(sides)), tf.float32)
+        if self.match is not None and embeddings is not None:
+            # Sums by a product of matrices: the gradient of a gather would be a scatter.
+            chosen = tf.constant(self._sides, embeddings.dtype)
+            sides = tf.einsum("sf,bfd->sbd", chosen, embeddings)
+            answer += self.match((sides[0], sides[1]))
         return answer
 
     def _drop_fields(

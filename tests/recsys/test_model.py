@@ -190,38 +190,26 @@ def test_every_encoding_and_interaction_learns(reading: str, members: int) -> No
     assert np.abs(after - before).max() > 1e-4
 
 
-def test_the_users_attributes_meet_those_of_the_item_without_their_ids() -> None:
-    spec = loads(EVERY_ENCODING)
+PAST = "- {name: past, owner: user, encode: {kind: history, of: item, max_length: 7}}\n"
+
+
+@pytest.mark.parametrize(("without", "user"), [("", 8), (PAST, 5)])
+def test_sides_are_matched_by_attributes_or_where_there_are_none_by_the_id(
+    without: str, user: int
+) -> None:
+    spec = loads(EVERY_ENCODING.replace(without, ""))
     network = Network(spec, tables_of(spec))
     batch = batch_of(spec)
     logits = network(batch).numpy()
     embeddings = network.embed(batch["ids"], batch["numbers"], False)[0].numpy()
     # By width, then as in the spec: item, bucket, position; small; curve; user, tags, words, past.
-    user, item = embeddings[:, 8], embeddings[:, [1, 3, 4, 6, 7]].sum(axis=1)
+    item = embeddings[:, [1, 3, 4, 6, 7]].sum(axis=1)
     for kernel in network.match.kernels:
         kernel.assign(tf.zeros_like(kernel))
     matched = logits - network(batch).numpy()
-    expected = (user * item).sum(axis=1, keepdims=True)
+    expected = (embeddings[:, user] * item).sum(axis=1, keepdims=True)
     assert np.abs(expected).max() > 1e-4
     np.testing.assert_allclose(matched, np.tile(expected, [1, 3]), atol=1e-6)
-
-
-def test_a_side_of_nothing_but_its_id_is_matched_by_that() -> None:
-    text = EVERY_ENCODING.replace(
-        "- {name: past, owner: user, encode: {kind: history, of: item, max_length: 7}}\n", ""
-    )
-    spec = loads(text)
-    network = Network(spec, tables_of(spec))
-    batch = batch_of(spec)
-    logits = network(batch).numpy()
-    embeddings = network.embed(batch["ids"], batch["numbers"], False)[0].numpy()
-    user, item = embeddings[:, 5], embeddings[:, [1, 3, 4, 6, 7]].sum(axis=1)
-    for kernel in network.match.kernels:
-        kernel.assign(tf.zeros_like(kernel))
-    expected = (user * item).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(
-        logits - network(batch).numpy(), np.tile(expected, [1, 3]), atol=1e-6
-    )
 
 
 def test_a_number_learned_by_its_logarithm_is_answered_as_itself() -> None:

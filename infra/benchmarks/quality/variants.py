@@ -10,7 +10,6 @@ import yaml
 
 from recsys.errors import SpecError
 from recsys.spec import Spec, dumps, loads
-from recsys.spec.records import Model
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -46,8 +45,9 @@ def variants(spec: Spec) -> dict[str, Spec]:
             add(f"loss {loss}, calibration {calibration}", _loss(loss, calibration))
     for kind in ("temperature", "platt", "isotonic"):
         add(f"calibration {kind}", _set("train", "calibration", kind))
-    with contextlib.suppress(SpecError):  # a side without embeddings has nothing to match by
-        add("with match", _match)
+    if "match" not in spec.model.interactions:
+        with contextlib.suppress(SpecError):  # a side without embeddings has nothing to match by
+            add("with match", _set("model", "interactions", [*spec.model.interactions, "match"]))
     for kind in ("shared_bottom", "mmoe", "ple"):
         add(f"sharing {kind}", _set("model", "sharing", {"kind": kind}))
     for members in (1, 2):
@@ -59,12 +59,6 @@ def variants(spec: Spec) -> dict[str, Spec]:
 
 def _set(section: str, name: str, value: Any) -> Change:
     return lambda tree: tree.setdefault(section, {}).update({name: value})
-
-
-def _match(tree: dict[str, Any]) -> None:
-    model = tree.setdefault("model", {})
-    before = model.get("interactions", list(Model().interactions))
-    model["interactions"] = [*before, *({"match"} - set(before))]
 
 
 def _loss(loss: str, calibration: str) -> Change:
