@@ -24,6 +24,7 @@ from recsys.layers import (
     hash_rows,
     pool_list,
 )
+from recsys.layers.precision import read_weight
 from recsys.layers.randomness import fold_in
 from recsys.optimizers import FIRST_ORDER
 from recsys.packing import Field, Packing
@@ -31,6 +32,7 @@ from recsys.spec.load import dumps, loads
 from recsys.spec.records import History, Mmoe, Ple, Spec
 
 MATCH = "match"
+SIDES = ("user", "item")
 
 
 @tf_keras.utils.register_keras_serializable(package="recsys")
@@ -38,8 +40,9 @@ class Network(tf_keras.layers.Layer):
     """DeepFM with gated towers, as a spec describes it (Guo et al., 2017, for DeepFM).
 
     Fields are embedded, joined by the spec's interactions, and read by towers that the
-    tasks share as the spec's `sharing` says. First-order weights, one a task for each id,
-    are added to the logits. A history is read by attention from its candidate.
+    tasks share as the spec's `sharing` says. First-order weights, one a task for each id and
+    each scaled number, are added to the logits. A history is read by attention from its
+    candidate.
 
     Args:
         spec: The spec.
@@ -87,6 +90,11 @@ class Network(tf_keras.layers.Layer):
                 FIRST_ORDER,
                 initializer="zeros",
             )
+        self.number_weights = self.number_factors = None
+        if model.first_order and self._numbers:
+            self.number_weights = self._add_number_weight(
+                "number_weights", len(self._tasks), "zeros"
+            )
         bins = sorted({f.length for f in self._piecewise})
         self.piecewise = {
             str(n): PiecewiseLinearEmbedding(
@@ -99,6 +107,10 @@ class Network(tf_keras.layers.Layer):
         if MATCH in model.interactions:
             self.match = SideMatch(self._tasks, name="match", dtype=self._dtype_policy)
             self._sides = self._match_sides()
+            if self._numbers:
+                self.number_factors = self._add_number_weight(
+                    "number_factors", model.dim, tf_keras.initializers.RandomNormal(stddev=0.01)
+                )
         self._crossed = tuple(kind for kind in model.interactions if kind != MATCH)
         self.interactions = Interactions(
             self._crossed,
@@ -133,6 +145,16 @@ class Network(tf_keras.layers.Layer):
 
     # ------------------------------------------------------------------------ pieces
 
+    def _add_number_weight(self, name: str, width: int, initializer: Any) -> tf.Variable:
+        """A row of `width` for each scaled number, kept in float32."""
+        with tf.name_scope(self.name):
+            return self.add_weight(
+                name,
+                shape=[len(self._numbers), width],
+                initializer=initializer,
+                experimental_autocast=False,
+            )
+
     def _embedded(self) -> list[str]:
         """Names of the fields in the order in which `embed` stacks them."""
         fields = [f for layer in self.groups.values() for f in self._plain_in(layer.tables)]
@@ -147,15 +169,17 @@ class Network(tf_keras.layers.Layer):
         return [f for f in self._piecewise if f.length == int(bins)]
 
     def _match_sides(self) -> np.ndarray:
-        """float32 [2, fields]: 1 for the embeddings that the user's and the item's sum take."""
+        """float32 [2, fields and numbers]: 1 for what the user's and the item's sum take."""
         keys = self.spec.data.keys
-        features = [self.spec.feature(name) for name in self._embedded()]
+        embedded = self._embedded()
+        names = [*embedded, *(f.name for f in self._numbers)]
+        features = [self.spec.feature(name) for name in names]
         sides = []
-        for owner, key in (("user", keys.user), ("item", keys.item)):
+        for owner, key in zip(SIDES, (keys.user, keys.item), strict=True):
             own = [feature.owner == owner for feature in features]
             # An id is seen in few rows, and what it learns there would drown its attributes.
             attributes = [f.owner == owner and f.raw != key for f in features]
-            sides.append(attributes if any(attributes) else own)
+            sides.append(attributes if any(attributes[: len(embedded)]) else own)
         return np.array(sides, np.float32)
 
     def _dims(self, fields: list[Field]) -> dict[str, int]:
@@ -247,6 +271,8 @@ class Network(tf_keras.layers.Layer):
             logits = self.read(embeddings, dense, seed, training)
         if first_order is not None:
             logits += first_order
+        if self.number_weights is not None:
+            logits += tf.cast(dense, tf.float32) @ self.number_weights
         if self._position is not None and self.position_tower is not None:
             at = ids[:, self._position.start]
             by_task = self.position_tower(at, training=training)
@@ -376,11 +402,22 @@ class Network(tf_keras.layers.Layer):
             logits.append(self.heads[index](tf.cast(tower, tf.float32)))
         answer = tf.concat(logits, axis=1)
         if self.match is not None and embeddings is not None:
-            # Sums by a product of matrices: the gradient of a gather would be a scatter.
-            chosen = tf.constant(self._sides, embeddings.dtype)
-            sides = tf.einsum("sf,bfd->sbd", chosen, embeddings)
-            answer += self.match((sides[0], sides[1]))
+            answer += self.match(self._sums_of_sides(embeddings, dense))
         return answer
+
+    def _sums_of_sides(self, embeddings: tf.Tensor, dense: tf.Tensor | None) -> list[tf.Tensor]:
+        """The user's and the item's sum of factors, float [batch, dim] each.
+
+        A number counts as its value times a vector of its own (Rendle 2010, Factorization
+        Machines), so what it means to the other side is learned as a slope, not by bucket.
+        """
+        if self.number_factors is not None and dense is not None:
+            factors = read_weight(self.number_factors, embeddings.dtype)
+            scaled = tf.cast(dense, embeddings.dtype)[:, :, tf.newaxis] * factors
+            embeddings = tf.concat([embeddings, scaled], axis=1)
+        # Sums by a product of matrices: the gradient of a gather would be a scatter.
+        chosen = tf.constant(self._sides, embeddings.dtype)
+        return tf.unstack(tf.einsum("sf,bfd->sbd", chosen, embeddings), num=len(SIDES))
 
     def _drop_fields(
         self, embeddings: tf.Tensor, seed: tf.Tensor | None, training: bool | None

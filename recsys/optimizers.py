@@ -15,6 +15,10 @@ from recsys.layers.fused_embedding import TABLE_VARIABLE
 # The layer of first-order weights, told by this part of its variables' names.
 FIRST_ORDER = "first_order"
 
+# Matrices that decay leaves alone, told by these parts of their names: few weights, each of which
+# carries an effect of its own, such as the slope of a number or what a task makes of a factor.
+UNDECAYED = ("number_weights", "number_factors", "match/")
+
 
 @tf_keras.utils.register_keras_serializable(package="recsys")
 class RowAdagrad(tf_keras.optimizers.legacy.Optimizer):
@@ -165,9 +169,9 @@ def sum_repeated(values: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, tf.T
 class DecayedAdam(tf_keras.optimizers.legacy.Adam):
     """Adam with decoupled weight decay on matrices: ``w <- w - rate * decay * w``.
 
-    Biases and other vectors are left alone, and so is whatever has a sparse gradient:
-    decaying a table would read and write all of it at every step. Loshchilov and Hutter
-    2019, https://arxiv.org/abs/1711.05101.
+    Biases and other vectors are left alone, and so are matrices named in `UNDECAYED` and
+    whatever has a sparse gradient: decaying a table would read and write all of it at every
+    step. Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101.
 
     Args:
       learning_rate: a float or a ``LearningRateSchedule``.
@@ -195,7 +199,8 @@ class DecayedAdam(tf_keras.optimizers.legacy.Adam):
     def _resource_apply_dense(
         self, grad: tf.Tensor, var: tf.Variable, apply_state: Any = None
     ) -> tf.Operation:
-        if self.weight_decay == 0.0 or var.shape.rank < 2:
+        left_alone = var.shape.rank < 2 or any(part in var.name for part in UNDECAYED)
+        if self.weight_decay == 0.0 or left_alone:
             return super()._resource_apply_dense(grad, var, apply_state)
         key = (var.device, var.dtype.base_dtype)
         coefficients = (apply_state or {}).get(key) or self._fallback_apply_state(*key)

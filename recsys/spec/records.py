@@ -132,7 +132,11 @@ class Quantiles(Record):
 
 
 class Numeric(Record):
-    """A number that enters the dense towers, scaled."""
+    """A number that enters the dense towers, scaled.
+
+    It also has a first-order weight of each task, and in `match` a vector, times which it counts
+    in its owner's sum.
+    """
 
     kind: Literal["numeric"] = "numeric"
     scale: Literal["zscore", "log_zscore", "none"] = "zscore"
@@ -361,9 +365,9 @@ class Model(Record):
 
     `interactions` are any of: `fm`, `dot` and `cross`, which the towers read, and `match`, which
     is added to the logits: the sum of the user's embeddings against that of the item's, by a
-    matrix of each task. Ids of `data.keys` are left out of `match` where their side has other
-    embeddings. It is worth most where one task has many labels and another few, which then
-    borrows the factors of the first.
+    matrix of each task. Numbers count in it as their value times a vector. Ids of `data.keys`
+    are left out of it where their side has other embeddings. It is worth most where one task
+    has many labels and another few, which then borrows the factors of the first.
     """
 
     dim: Annotated[int, Field(ge=1, le=512)] = 16
@@ -409,7 +413,8 @@ class Train(Record):
     gradients of a single example. It holds back rows that were seen seldom, as a prior does:
     at 0 the first example already moves a row by a whole learning rate. Learning rates rise
     over `warmup_steps` (at most a tenth of the run) and then follow `schedule` down to a
-    fiftieth at the last epoch's end.
+    fiftieth at the last epoch's end. `weight_decay` shrinks the layers' matrices, by unit of
+    learning rate; tables, biases, the weights of numbers and those of `match` are left alone.
     """
 
     batch_size: Positive = 256

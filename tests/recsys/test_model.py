@@ -204,12 +204,33 @@ def test_sides_are_matched_by_attributes_or_where_there_are_none_by_the_id(
     embeddings = network.embed(batch["ids"], batch["numbers"], False)[0].numpy()
     # By width, then as in the spec: item, bucket, position; small; curve; user, tags, words, past.
     item = embeddings[:, [1, 3, 4, 6, 7]].sum(axis=1)
+    # The price is a number of the item: its value times its vector.
+    item += batch["numbers"].numpy()[:, :1] * network.number_factors.numpy()
     for kernel in network.match.kernels:
         kernel.assign(tf.zeros_like(kernel))
     matched = logits - network(batch).numpy()
     expected = (embeddings[:, user] * item).sum(axis=1, keepdims=True)
     assert np.abs(expected).max() > 1e-4
     np.testing.assert_allclose(matched, np.tile(expected, [1, 3]), atol=1e-6)
+
+
+def test_a_number_has_a_first_order_weight_of_each_task() -> None:
+    spec = loads(EVERY_ENCODING)
+    network = Network(spec, tables_of(spec))
+    batch = batch_of(spec)
+    logits = network(batch).numpy()
+    network.number_weights.assign([[1.0, 0.0, -2.0]])
+    price = batch["numbers"].numpy()[:, :1]
+    np.testing.assert_allclose(network(batch) - logits, price * [[1, 0, -2]], atol=1e-5)
+
+
+@pytest.mark.parametrize("section", ["{first_order: false}", "{interactions: [fm]}"])
+def test_numbers_have_only_the_weights_that_are_used(section: str) -> None:
+    text = EVERY_ENCODING[: EVERY_ENCODING.index("model:")] + f"model: {section}\n"
+    network = Network(loads(text), tables_of(loads(text)))
+    network(batch_of(loads(text)))
+    assert network.number_factors is None
+    assert (network.number_weights is None) == ("first_order" in section)
 
 
 def test_a_number_learned_by_its_logarithm_is_answered_as_itself() -> None:

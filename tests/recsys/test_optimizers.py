@@ -319,6 +319,21 @@ def test_learning_rates_that_cannot_be():
         WarmupDecay(1.0, 0)
 
 
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("network_0/sharing/kernel", 0.9),
+        ("network_0/match/kernel_click", 1.0),
+        ("network_0/number_factors", 1.0),
+        ("network_0/number_weights", 1.0),
+    ],
+)
+def test_decay_leaves_weights_alone_that_carry_an_effect_of_their_own(name, left):
+    weight = tf.Variable(tf.ones([2, 2]), name=name)
+    DecayedAdam(0.1, weight_decay=1.0).apply_gradients([(tf.zeros([2, 2]), weight)])
+    np.testing.assert_allclose(weight, np.full([2, 2], left), rtol=1e-6)
+
+
 def test_first_order_weights_start_apart():
     table = tf.Variable(tf.zeros([2, 3]), name="embedding_4/fused_table")
     weights = tf.Variable(tf.zeros([2, 1]), name="first_order/fused_table")
