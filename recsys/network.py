@@ -26,12 +26,11 @@ from recsys.layers import (
 )
 from recsys.layers.precision import read_weight
 from recsys.layers.randomness import fold_in
-from recsys.optimizers import FIRST_ORDER
+from recsys.optimizers import FIRST_ORDER, MATCH, NUMBER_FACTORS, NUMBER_WEIGHTS
 from recsys.packing import Field, Packing
 from recsys.spec.load import dumps, loads
 from recsys.spec.records import History, Mmoe, Ple, Spec
 
-MATCH = "match"
 SIDES = ("user", "item")
 
 
@@ -92,9 +91,7 @@ class Network(tf_keras.layers.Layer):
             )
         self.number_weights = self.number_factors = None
         if model.first_order and self._numbers:
-            self.number_weights = self._add_number_weight(
-                "number_weights", len(self._tasks), "zeros"
-            )
+            self.number_weights = self._add_number_weight(NUMBER_WEIGHTS, len(self._tasks), "zeros")
         bins = sorted({f.length for f in self._piecewise})
         self.piecewise = {
             str(n): PiecewiseLinearEmbedding(
@@ -105,11 +102,11 @@ class Network(tf_keras.layers.Layer):
         self._build_histories()
         self.match = None
         if MATCH in model.interactions:
-            self.match = SideMatch(self._tasks, name="match", dtype=self._dtype_policy)
+            self.match = SideMatch(self._tasks, name=MATCH, dtype=self._dtype_policy)
             self._sides = self._match_sides()
             if self._numbers:
                 self.number_factors = self._add_number_weight(
-                    "number_factors", model.dim, tf_keras.initializers.RandomNormal(stddev=0.01)
+                    NUMBER_FACTORS, model.dim, tf_keras.initializers.RandomNormal(stddev=0.01)
                 )
         self._crossed = tuple(kind for kind in model.interactions if kind != MATCH)
         self.interactions = Interactions(

@@ -15,9 +15,13 @@ from recsys.layers.fused_embedding import TABLE_VARIABLE
 # The layer of first-order weights, told by this part of its variables' names.
 FIRST_ORDER = "first_order"
 
-# Matrices that decay leaves alone, told by these parts of their names: few weights, each of which
-# carries an effect of its own, such as the slope of a number or what a task makes of a factor.
-UNDECAYED = ("number_weights", "number_factors", "match/")
+# A weight of each task, and a vector, for each scaled number; the layer that matches two sides.
+NUMBER_WEIGHTS, NUMBER_FACTORS, MATCH = "number_weights", "number_factors", "match"
+
+# Layers and variables whose matrices decay leaves alone, by their own whole name: few weights, each
+# of which carries an effect of its own, such as the slope of a number or what a task makes of a
+# factor.
+UNDECAYED = frozenset({NUMBER_WEIGHTS, NUMBER_FACTORS, MATCH})
 
 
 @tf_keras.utils.register_keras_serializable(package="recsys")
@@ -199,7 +203,8 @@ class DecayedAdam(tf_keras.optimizers.legacy.Adam):
     def _resource_apply_dense(
         self, grad: tf.Tensor, var: tf.Variable, apply_state: Any = None
     ) -> tf.Operation:
-        left_alone = var.shape.rank < 2 or any(part in var.name for part in UNDECAYED)
+        named = var.name.partition(":")[0].split("/")
+        left_alone = var.shape.rank < 2 or not UNDECAYED.isdisjoint(named)
         if self.weight_decay == 0.0 or left_alone:
             return super()._resource_apply_dense(grad, var, apply_state)
         key = (var.device, var.dtype.base_dtype)

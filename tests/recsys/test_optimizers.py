@@ -323,6 +323,7 @@ def test_learning_rates_that_cannot_be():
     ("name", "left"),
     [
         ("network_0/sharing/kernel", 0.9),
+        ("network_0/tower_match/kernel", 0.9),  # of a task with that name
         ("network_0/match/kernel_click", 1.0),
         ("network_0/number_factors", 1.0),
         ("network_0/number_weights", 1.0),
