@@ -17,7 +17,7 @@ from recsys.spec.records import Spec
 from training.checkpoints import Position, Store
 from training.debug import NotFiniteError, first_bad_layer, watched_layers
 from training.input import Rows, chunks, dataset, kept_rows, load_rows, open_split
-from training.memory import keep_freed_memory
+from training.memory import keep_freed_memory, use_huge_pages
 from training.order import Plan, make_plan
 from training.profile import FILE, Profiler
 from training.progress import Progress, silent
@@ -127,6 +127,7 @@ class _Loop:
             self._model = build(self._spec, tables, self._total)
         self._store = Store(job.run / CHECKPOINTS)
         self._profiler: Profiler | None = None
+        self._settled = False
         self._step = self._step_function()
         self._sum = _summer(strategy)
         self._writers = {
@@ -177,6 +178,10 @@ class _Loop:
             if len(pending) == LOOK_EVERY or position.batch == stop or due:
                 seen.append(self._look(pending, position))
                 pending.clear()
+                if not self._settled:
+                    # The first steps have made the optimizer's slots and the activations.
+                    use_huge_pages()
+                    self._settled = True
             if due:
                 self._save(position, {"step": position.step})
         return self._end_epoch(position, seen)

@@ -93,13 +93,16 @@ def make_step(model: str, rows: int, folder: Path) -> Callable[[], Any]:
     import tensorflow as tf
 
     from recsys.model import build
-    from training.memory import keep_freed_memory
+    from training.memory import keep_freed_memory, use_huge_pages
 
     keep_freed_memory()
     spec = make_spec(model)
     network = build(spec, {f"c{n}": worker.per_table(rows) for n in range(worker.FIELDS)})
     data = open_input(spec, folder)
     step = tf.function(network.train_step, reduce_retracing=True)
+    for _ in range(3):
+        step(next(data))["loss"].numpy()
+    use_huge_pages()
     return lambda: step(next(data))["loss"]
 
 
