@@ -58,7 +58,8 @@ class Network(tf_keras.layers.Layer):
     """
 
     def __init__(self, spec: Spec, tables: Mapping[str, int], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        # No autocast: numbers stay float32 up to where each part of the network casts them.
+        super().__init__(autocast=False, **kwargs)
         self.spec = spec
         self.tables = {name: int(rows) for name, rows in tables.items()}
         self.packing = Packing.of(spec)
@@ -269,7 +270,7 @@ class Network(tf_keras.layers.Layer):
         if first_order is not None:
             logits += first_order
         if self.number_weights is not None:
-            logits += tf.cast(dense, tf.float32) @ self.number_weights
+            logits += dense @ self.number_weights
         if self._position is not None and self.position_tower is not None:
             at = ids[:, self._position.start]
             by_task = self.position_tower(at, training=training)

@@ -224,6 +224,19 @@ def test_a_number_has_a_first_order_weight_of_each_task() -> None:
     np.testing.assert_allclose(network(batch) - logits, price * [[1, 0, -2]], atol=1e-5)
 
 
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_first_order_weights_read_numbers_in_full_precision(precision: str) -> None:
+    """33.3 is 33.31 in float16 and 33.25 in bfloat16."""
+    spec = loads(EVERY_ENCODING)
+    network = Network(spec, tables_of(spec), dtype=precision)
+    batch = {name: value[:2] for name, value in batch_of(spec).items()}
+    price = np.array([[33.3], [-33.3]], np.float32)
+    batch["numbers"] = tf.concat([price, batch["numbers"][:, 1:]], axis=1)
+    logits = network(batch).numpy()
+    network.number_weights.assign([[1.0, 0.0, -2.0]])
+    np.testing.assert_allclose(network(batch) - logits, price * [[1, 0, -2]], atol=1e-3)
+
+
 @pytest.mark.parametrize("section", ["{first_order: false}", "{interactions: [fm]}"])
 def test_numbers_have_only_the_weights_that_are_used(section: str) -> None:
     text = EVERY_ENCODING[: EVERY_ENCODING.index("model:")] + f"model: {section}\n"
