@@ -43,16 +43,16 @@ _REQUEST = r"request|request_?id|session|session_?id|impression_group|query_?id"
 _TIME = r"time|timestamp|ts|datetime|date_?time|shown_at|event_time|time_ms"
 
 _MODEL = """\
-# Products of pairs, dropout, weight decay and the mean of three networks, for tables of many
+# Products of pairs, dropout, weight decay and the mean of six narrow networks, for tables of many
 # numbers.
 model:
   dim: 8
   interactions: [fm, dot]
-  shared: [128, 64]
+  shared: [32]
   towers: [32]
   dropout: 0.1
   embedding_dropout: 0.2
-  members: 3
+  members: 6
 train:
   epochs: 3
   table_learning_rate: 0.03
