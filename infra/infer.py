@@ -9,13 +9,17 @@ what happened before to the user, the item, their kinds and pairs of these.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from recsys.errors import EXIT_WRONG_USE, UserError
+from recsys.spec.names import is_argument
 
 SAMPLE_ROWS = 200_000
 FEWEST_DAYS = 4
@@ -30,6 +34,9 @@ SEEN = 5
 UNSEEN_SHARE = 0.5
 """More than this of the newest rows with an id seldom seen before, and the id is left out."""
 
+LONGEST_NAME = 60
+"""Characters of a name that are kept; the spec allows 100, with what counters add."""
+
 _LABELS = (
     r"(is_|has_|did_|was_|label_|y_)?"
     r"(click(s|ed)?|convert(ed)?|conversions?|purchased?|bought|buy|order(ed)?|paid|pay|like[sd]?|"
@@ -40,6 +47,7 @@ _LABELS = (
 _USER = r"user|user_?id|uid|customer|customer_?id|member_?id|visitor_?id"
 _ITEM = r"item|item_?id|iid|product|product_?id|video_?id|article_?id|ad_?id|doc_?id|sku|movie_?id"
 _REQUEST = r"request|request_?id|session|session_?id|impression_group|query_?id"
+_ROW = r"(unnamed: *\d+|index|row|id|(row|impression|event|log|example|sample)_?id)"
 _TIME = r"time|timestamp|ts|datetime|date_?time|shown_at|event_time|time_ms"
 
 _MODEL = """\
@@ -77,6 +85,12 @@ class Column:
         return sorted(map(str, self.values)) in (["0", "1"], ["0.0", "1.0"], ["False", "True"])
 
     @property
+    def one_a_row(self) -> bool:
+        """Whether it is a text or a number of the row itself, of which new rows have none."""
+        named = self.text or re.fullmatch(_ROW, self.name, re.I) is not None
+        return named and self.distinct == self.rows
+
+    @property
     def category(self) -> bool:
         """Whether its values are names rather than amounts."""
         return self.text or self.distinct <= FEW_VALUES
@@ -106,7 +120,7 @@ def infer(
         UserError: The table cannot be read, a named column is not in it or is no label, or it
             has no user, item or label that can be told.
     """
-    whole = _read(path)
+    whole = _named(_read(path), path)
     # Whose a column is and what it holds shows in the first rows; days and ids take all of them.
     table = whole.slice(0, SAMPLE_ROWS)
     columns = [_column(table, name) for name in table.column_names]
@@ -150,15 +164,16 @@ def infer(
             exit_code=EXIT_WRONG_USE,
         )
     tasks = _tasks(table, label_columns)
+    names, task_names = _Names(table.column_names), _Names([name for name, _ in tasks])
     taken = {c.name for c in (user_column, item_column, request, time_column) if c}
     taken |= {c.name for c in label_columns}
     lines = [
         f"# Written by `recsys spec infer {path.name}`; look it over, then: recsys run",
-        f"name: {_name(path.stem)}",
+        f"name: {_quoted(_name(path.stem))}",
         "data:",
-        f"  impressions: {path.name}",
-        f"  keys: {{user: {user_column.name}, item: {item_column.name}"
-        + (f", request: {request.name}" if request else "")
+        f"  impressions: {_quoted(path.name)}",
+        f"  keys: {{user: {_quoted(user_column.name)}, item: {_quoted(item_column.name)}"
+        + (f", request: {_quoted(request.name)}" if request else "")
         + "}",
     ]
     days = _days(whole, time_column)
@@ -167,31 +182,37 @@ def infer(
     kinds: dict[str, list[Column]] = {"user": [], "item": [], "context": []}
     owned, encoded = set(), []
     for column in columns:
-        if column.name not in taken and column.distinct > 1:
+        if column.name in taken or column.distinct < 2:
+            continue
+        if column.one_a_row:
+            lines.append(f"  # No feature of {column.name!r}: each row has a value of its own.")
+        else:
             owner = _owner(table, column, item_column.name, user_column.name)
             owned.add(owner)
-            encoded += _encodings(column, owner)
+            encoded += _encodings(column, owner, names)
             if column.category and column.distinct <= MOST_KINDS:
                 kinds[owner].append(column)
-    newest = _newest(whole, time_column, days)
+    newest, left_out = _newest(whole, time_column, days), set()
     for column, owner in ((user_column, "user"), (item_column, "item")):
         unseen = _unseen(whole, column, newest)
         if unseen > UNSEEN_SHARE and owner in owned:
+            left_out.add(column.name)
             lines.append(
                 f"  # No embedding of {column.name}: {unseen:.0%} of the newest rows have one seen "
                 f"fewer than {SEEN} times before."
             )
         else:
-            lines.append(_feature(column.name, owner, f"{{kind: vocabulary, min_count: {SEEN}}}"))
+            encode = f"{{kind: vocabulary, min_count: {SEEN}}}"
+            lines.append(_feature(names.of(column.name), owner, column, encode))
     lines += encoded
     if len(days) >= FEWEST_DAYS:
         for owner, of_owner in kinds.items():
             kinds[owner] = sorted(of_owner, key=lambda c: -c.distinct)[:COUNTED_KINDS]
-        lines += _counters(user_column, item_column, kinds, [name for name, _ in tasks])
+        lines += _counters(user_column, item_column, kinds, names, task_names, left_out)
     lines.append("tasks:")
     lines += [
-        f"  - {{name: {_name(name)}, label: {{column: {name}}}"
-        + (f", given: {_name(given)}" if given else "")
+        f"  - {{name: {_quoted(task_names.of(name))}, label: {{column: {_quoted(name)}}}"
+        + (f", given: {_quoted(task_names.of(given))}" if given else "")
         + "}"
         for name, given in tasks
     ]
@@ -199,7 +220,12 @@ def infer(
 
 
 def _counters(
-    user: Column, item: Column, kinds: dict[str, list[Column]], tasks: list[str]
+    user: Column,
+    item: Column,
+    kinds: dict[str, list[Column]],
+    names: _Names,
+    tasks: _Names,
+    left_out: set[str],
 ) -> list[str]:
     """Counters to the end of the day before, which also know what the towers never saw.
 
@@ -219,17 +245,21 @@ def _counters(
         for kind in kinds["item"]
     ]
     for owner, by, prior in counted:
-        name = "_".join(_name(column.name) for column in by)
-        keys = ", ".join(_name(column.name) for column in by)
+        name = "_".join(names.of(column.name) for column in by)
+        # An id that is left out is no feature; the counter knows its column.
+        keys = ", ".join(
+            _quoted(column.name if column.name in left_out else names.of(column.name))
+            for column in by
+        )
         start = f"owner: {owner}, encode: {{kind: counter, by: [{keys}]"
         lines.append(
-            f"  - {{name: {name}_seen, {start}, statistic: impressions, "
+            f"  - {{name: {names.new(f'{name}_seen')}, {start}, statistic: impressions, "
             "as: {kind: numeric, scale: log_zscore}}}"
         )
         lines += [
-            f"  - {{name: {name}_{_name(task)}_rate, {start}, task: {_name(task)}, "
+            f"  - {{name: {names.new(f'{name}_{task}_rate')}, {start}, task: {_quoted(task)}, "
             f"prior_weight: {prior}, as: {{kind: piecewise, bins: 16}}}}}}"
-            for task in tasks
+            for task in tasks.all
         ]
     return lines
 
@@ -250,6 +280,24 @@ def _read(path: Path) -> Any:
             expected="CSV with a header, or Parquet",
             found=str(error),
         ) from None
+
+
+def _named(table: Any, path: Path) -> Any:
+    """The columns that have a name: an index that pandas wrote has none.
+
+    Raises:
+        UserError: Two have the same.
+    """
+    names = [name for name in table.column_names if name]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(
+            "Columns of the table have the same name.",
+            where=str(path),
+            found=", ".join(twice),
+            fix="Give each a name of its own.",
+        )
+    return table.select(names)
 
 
 def _column(table: Any, name: str) -> Column:
@@ -369,16 +417,16 @@ def _time_and_split(table: Any, time: Column | None, days: list[Any]) -> list[st
     ]
 
 
-def _encodings(column: Column, owner: str) -> list[str]:
+def _encodings(column: Column, owner: str, names: _Names) -> list[str]:
+    name = names.of(column.name)
     if column.text:
         minimum = 5 if column.distinct > 1000 else 1
-        return [_feature(column.name, owner, f"{{kind: vocabulary, min_count: {minimum}}}")]
+        return [_feature(name, owner, column, f"{{kind: vocabulary, min_count: {minimum}}}")]
     if column.category:
-        return [_feature(column.name, owner, "vocabulary")]
+        return [_feature(name, owner, column, "vocabulary")]
     return [
-        _feature(column.name, owner, "{kind: piecewise, bins: 16}"),
-        f"  - {{name: {_name(column.name)}_bucket, owner: {owner}, column: {column.name}, "
-        "encode: {kind: quantiles, buckets: 20}}",
+        _feature(name, owner, column, "{kind: piecewise, bins: 16}"),
+        _feature(names.new(f"{name}_bucket"), owner, column, "{kind: quantiles, buckets: 20}"),
     ]
 
 
@@ -392,12 +440,42 @@ def _owner(table: Any, column: Column, item: str, user: str) -> str:
     return "context"
 
 
-def _feature(name: str, owner: str, encode: str) -> str:
-    alias = _name(name)
-    column = f", column: {name}" if alias != name else ""
-    return f"  - {{name: {alias}, owner: {owner}{column}, encode: {encode}}}"
+def _feature(name: str, owner: str, column: Column, encode: str) -> str:
+    raw = f", column: {_quoted(column.name)}" if column.name != name else ""
+    return f"  - {{name: {_quoted(name)}, owner: {owner}{raw}, encode: {encode}}}"
+
+
+class _Names:
+    """Names in the spec, made of a table's: each is allowed there, and none comes twice."""
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self._taken: set[str] = set()
+        # Those that can stay as they are come first, so that no other takes their place.
+        order = sorted(columns, key=lambda text: _name(text) != text)
+        self._of = {text: self.new(text) for text in order}
+        self.all = [self._of[text] for text in columns]
+
+    def of(self, column: str) -> str:
+        """The name of a column of the table."""
+        return self._of[column]
+
+    def new(self, text: str) -> str:
+        """A name like the text that is still free, by case too."""
+        base = _name(text)
+        name, number = base, 2
+        while name.lower() in self._taken:
+            name, number = f"{base}_{number}", number + 1
+        self._taken.add(name.lower())
+        return name
 
 
 def _name(text: str) -> str:
-    name = re.sub(r"[^A-Za-z0-9_]", "_", text)
-    return name if name[:1].isalpha() else f"f_{name}"
+    name = re.sub(r"[^A-Za-z0-9_]", "_", text)[:LONGEST_NAME]
+    name = name if name[:1].isalpha() else f"f_{name}"
+    return name if is_argument(name) else f"{name}_"
+
+
+def _quoted(text: str) -> str:
+    """Text as YAML: in quotes where YAML would read something else, as in `on` and `72`."""
+    plain = re.fullmatch("[A-Za-z][A-Za-z0-9_.-]*", text) and yaml.safe_load(text) == text
+    return text if plain else json.dumps(text, ensure_ascii=False)

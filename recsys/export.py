@@ -13,6 +13,7 @@ from recsys.errors import UserError
 from recsys.model import RankingModel
 from recsys.outputs import Outputs
 from recsys.schema import model_inputs, raw_columns
+from recsys.spec.names import argument_names
 from recsys.spec.records import Spec
 
 RAW = "serving_default"
@@ -31,10 +32,10 @@ def export(
 ) -> None:
     """Write a SavedModel with three signatures, each [batch] in and float32 [batch] out.
 
-    `serving_default` takes the raw columns (`recsys.schema.raw_columns`), `tf_example` takes
-    `examples`, serialized `tf.Example`s of the same columns (an absent one is missing), and
-    `numeric` takes the model's inputs as the transform graph makes them. All answer
-    `recsys.schema.output_names` and `score`.
+    `serving_default` takes the raw columns (`recsys.schema.raw_columns`, under the names of
+    `recsys.spec.names.argument_names`), `tf_example` takes `examples`, serialized `tf.Example`s
+    of the same columns (an absent one is missing), and `numeric` takes the model's inputs as the
+    transform graph makes them. All answer `recsys.schema.output_names` and `score`.
 
     Args:
         model: A trained model.
@@ -87,8 +88,9 @@ class _Served(tf.Module):
         def from_raw(raw: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             return answer(self.transform.transform_fn(dict(raw)))
 
+        arguments = argument_names(column.name for column in columns)
         raw_spec = {
-            column.name: tf.TensorSpec([None], _DTYPES[column.dtype], name=column.name)
+            column.name: tf.TensorSpec([None], _DTYPES[column.dtype], name=arguments[column.name])
             for column in columns
         }
         parsing = {

@@ -1,12 +1,15 @@
 """Raw values made canonical, by the same code in the feature job and in the service.
 
 Text columns become strings: missing is '', whole numbers lose their `.0`, true and false
-become 1 and 0, lists are joined by commas. Number columns become float32: missing is NaN.
-A value that fits neither is marked bad, for the caller to name (a dead letter, a 422).
+become 1 and 0, lists are joined by commas. Text that says such a number or word becomes the same,
+since CSV has nothing but text: `7.0` in a log is the 7 of a request. Number columns become
+float32: missing is NaN. A value that fits neither is marked bad, for the caller to name (a dead
+letter, a 422).
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.schema import LIST_SEPARATOR, RawColumn
+
+_SHORT = {
+    r"^(true|True|TRUE)\z": "1",
+    r"^(false|False|FALSE)\z": "0",
+    r"^(-?[0-9]+)\.0\z": r"\1",
+}
+_ANY = "|".join(_SHORT)
+_WRITTEN = re.compile(_ANY.replace(r"\z", r"\Z"))
+_FEW = 64
+"""Values up to which Python's matching is quicker than Arrow's."""
 
 
 def canonical(values: pa.Array | pa.ChunkedArray, column: RawColumn) -> tuple[pa.Array, np.ndarray]:
@@ -91,7 +104,19 @@ def _text(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
                 text.append("")
                 bad[row] = True
         return pa.array(text, pa.string()), bad
-    return pc.fill_null(values.cast(pa.string()), ""), bad
+    return _alike(pc.fill_null(values.cast(pa.string()), "")), bad
+
+
+def _alike(text: pa.Array) -> pa.Array:
+    """Text in which whole numbers and truth values are as those of other types."""
+    if len(text) <= _FEW:
+        if not any(map(_WRITTEN.match, text.to_pylist())):
+            return text
+    elif not pc.any(pc.match_substring_regex(text, _ANY)).as_py():
+        return text
+    for pattern, short in _SHORT.items():
+        text = pc.replace_substring_regex(text, pattern, short)
+    return text
 
 
 def _number(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
@@ -101,6 +126,7 @@ def _number(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
         return pa.array(np.full(len(values), np.nan, np.float32)), bad
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         text = pc.utf8_trim_whitespace(pc.fill_null(values, ""))
+        text = _alike(text)
         try:
             blank = pc.equal(text, "")
             numbers = pc.if_else(blank, pa.scalar(None, pa.string()), text).cast(pa.float64())

@@ -14,6 +14,7 @@ import recsys  # noqa: F401  (Keras switch first)
 from recsys.errors import UserError
 from recsys.schema import RawColumn, output_names, raw_columns
 from recsys.spec import Spec
+from recsys.spec.names import argument_names
 
 SCORE = "score"
 
@@ -67,6 +68,7 @@ class Scorer:
         self.folder = folder
         self.columns = raw_columns(spec)
         self.outputs = output_names(spec)
+        self._arguments = argument_names(column.name for column in self.columns)
         self._tf = tensorflow()
         self._model = self._load()
         self._call = self._model.signatures["serving_default"]
@@ -84,7 +86,7 @@ class Scorer:
         return model
 
     def _check_inputs(self) -> set[str]:
-        wanted = {column.name: column.dtype for column in self.columns}
+        wanted = {self._arguments[column.name]: column.dtype for column in self.columns}
         inputs = {
             name: tensor.dtype for name, tensor in self._call.structured_input_signature[1].items()
         }
@@ -97,11 +99,11 @@ class Scorer:
         lacking = {*self.outputs, SCORE} - set(self._call.structured_outputs)
         if lacking:
             raise self._damaged(f"no output {', '.join(sorted(lacking))} in serving_default")
-        return set(inputs)
+        return {name for name, argument in self._arguments.items() if argument in inputs}
 
     def _pack_call(self) -> Any:
         """The signature behind four tensors: handing tensors over costs more than most ops."""
-        tf, packs, call = self._tf, self._packs, self._call
+        tf, packs, call, arguments = self._tf, self._packs, self._call, self._arguments
 
         @tf.function(
             autograph=False,
@@ -112,7 +114,8 @@ class Scorer:
             inputs = {}
             for pack, tensor in zip(packs, tensors, strict=True):
                 for at, name in enumerate(pack.names):
-                    inputs[name] = tf.fill([rows], tensor[at]) if pack.rank == 1 else tensor[:, at]
+                    value = tf.fill([rows], tensor[at]) if pack.rank == 1 else tensor[:, at]
+                    inputs[arguments[name]] = value
             answer = call(**inputs)
             return tf.stack([answer[name] for name in (*self.outputs, SCORE)])
 

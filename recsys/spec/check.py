@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter as Count
 from collections.abc import Iterator
 
+from recsys.spec.names import is_argument
 from recsys.spec.records import ActionLabel, FractionSplit, Spec
 
 Finding = tuple[tuple[str | int, ...], str, str]
@@ -29,6 +30,15 @@ def _names(spec: Spec) -> Iterator[Finding]:
         for name, count in Count(names).items():
             if count > 1:
                 yield (section, name, "name"), f"{count} {section} are named {name!r}", ""
+    # Features are the arguments of the exported model's signature `numeric`.
+    alike: dict[str, str] = {}
+    for feature in spec.features:
+        place = ("features", feature.name, "name")
+        if not is_argument(feature.name):
+            yield place, f"{feature.name!r} is a word of Python; keep it as `column` alone", ""
+        first = alike.setdefault(feature.name.lower(), feature.name)
+        if first != feature.name:
+            yield place, f"{first!r} and {feature.name!r} differ by case alone", ""
 
 
 def _features(spec: Spec) -> Iterator[Finding]:

@@ -29,8 +29,8 @@ features:
   - {name: price_log, owner: item, column: price, encode: {kind: numeric, scale: log_zscore}}
   - {name: price_plain, owner: item, column: price, encode: {kind: numeric, scale: none}}
   - {name: price_bins, owner: item, column: price, encode: {kind: piecewise, bins: 5}}
-  - {name: size, owner: item, encode: vocabulary}
-  - {name: size_number, owner: item, column: size, encode: numeric}
+  - {name: size, owner: item, column: Size (cm), encode: vocabulary}
+  - {name: size_number, owner: item, column: Size (cm), encode: numeric}
   - {name: none_scaled, owner: item, column: none, encode: numeric}
   - {name: none_buckets, owner: item, column: none, encode: {kind: quantiles, buckets: 3}}
   - {name: none_bins, owner: item, column: none, encode: {kind: piecewise, bins: 3}}
@@ -74,7 +74,7 @@ def make_log(folder: Path) -> pd.DataFrame:
             "tags": np.array(TAGS, object)[item % len(TAGS)],
             "words": np.array(WORDS, object)[item % len(WORDS)],
             "price": price,
-            "size": np.array(["L", "40", " 41.5", "", "1e2"], object)[item % 5],
+            "Size (cm)": np.array(["L", "40", " 41.5", "", "1e2"], object)[item % 5],
             "none": np.nan,
             "place": 1 + np.arange(n) % 5,
             "at": 1772323200 + np.sort(rng.integers(0, 5 * 86400, n)),

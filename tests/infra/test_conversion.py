@@ -26,6 +26,8 @@ from recsys.export import export
 from recsys.model import build
 from recsys.schema import output_names, raw_columns
 from recsys.spec import Spec, dumps, fingerprints
+from recsys.spec.names import argument_names
+from serving.scorer import Scorer
 from training.conversion import compare
 from training.evaluation import load_numeric
 
@@ -206,7 +208,7 @@ def raw_rows(made: dict[str, Any]) -> list[dict[str, Any]]:
         "tags": ["||", "new|x|y", " y |", "|new"],
         "words": ["  ", "a b c d e", "red", "\tred\tshoe  blue "],
         "price": [-3.5, 0.0, 1e6, 7.39],
-        "size": ["1.5e1", "-3", "huge", " .5 "],
+        "Size (cm)": ["1.5e1", "-3", "huge", " .5 "],
         "place": ["1", "first", "", "5"],
         "none": [1.0, -1.0, 0.0, math.nan],
         "seen": ["unknown,item 1", ",,", "item 2, item 3 ,x,item 4", "i"],
@@ -217,15 +219,27 @@ def raw_rows(made: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def assert_alike(made: dict[str, Any], saved: Path, device: Path) -> None:
-    """The device's answers are those of the SavedModel's raw signature."""
+    """The device's answers are those of the SavedModel's raw signature, and of the service."""
     spec, rows = made["spec"], raw_rows(made)
-    model = tf.saved_model.load(str(saved))
+    model, columns = tf.saved_model.load(str(saved)), raw_columns(spec)
+    arguments = argument_names(column.name for column in columns)
+    assert arguments["Size (cm)"] == "Size__cm_"
     served = model.signatures["serving_default"](
         **{
-            column.name: tf.constant([row[column.name] for row in rows], column.dtype)
-            for column in raw_columns(spec)
+            arguments[column.name]: tf.constant([row[column.name] for row in rows], column.dtype)
+            for column in columns
         }
     )
+    scorer = Scorer(saved, spec)
+    for at in range(0, len(rows), 10):
+        raw = {
+            column.name: np.array(
+                [rows[at][column.name]], object if column.dtype == "string" else np.float32
+            )
+            for column in columns
+        }
+        for output, found in scorer.score(raw).items():
+            np.testing.assert_allclose(found[0], served[output][at], atol=1e-6)
     answers = Device(device).rank(rows)
     assert set(answers) == {*output_names(spec), "score"}
     for output, found in answers.items():

@@ -134,3 +134,49 @@ def test_columns_that_names_do_not_tell_are_named(frame: pd.DataFrame, tmp_path:
         infer(path, **(named | {"user": "plain"}))
     with pytest.raises(UserError, match="'slot' is no label"):
         infer(path, **named, labels=["slot"])
+
+
+def test_columns_keep_whatever_names_they_have(frame: pd.DataFrame, tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    odd = ["class", "Class", "a b", "a_b", "72", "on", "it's: #1", "_hidden", "price_bucket"]
+    for name in odd:
+        frame[name] = rng.normal(size=len(frame))
+    frame = frame.rename(columns={"user_id": "user id", "bought": "yes"})
+    frame["clicked"] = frame["clicked"] == 1
+    path = tmp_path / "my table's.csv"
+    frame.to_csv(path)  # with its index, a column without a name
+    spec = loads(infer(path, user="user id", labels=["clicked", "yes"]))
+    assert (spec.data.impressions.path, spec.data.keys.user) == (path.name, "user id")
+    assert [(task.name, task.label.column) for task in spec.tasks] == [
+        ("clicked", "clicked"), ("yes", "yes"),
+    ]  # fmt: skip
+    piecewise = {f.raw: f.name for f in spec.features if f.encode.kind == "piecewise"}
+    assert set(piecewise) == {*odd, "price", "load"}
+    assert piecewise["a_b"] == "a_b" and piecewise["a b"] == "a_b_2"
+    assert piecewise["class"] == "class_" and piecewise["price_bucket"] == "price_bucket"
+    buckets = {f.raw: f.name for f in spec.features if f.encode.kind == "quantiles"}
+    assert buckets["price"] == "price_bucket_2"
+    by = {f.encode.by for f in spec.features if f.encode.kind == "counter"}
+    assert ("user_id",) in by and spec.feature("user_id").raw == "user id"
+    # An id that is left out is counted by its column.
+    frame["user id"] = np.arange(len(frame)) // 2
+    frame["club"] = frame["user id"] % 7
+    frame.to_csv(path, index=False)
+    spec = loads(infer(path, user="user id", labels=["clicked"]))
+    assert "user id" not in [f.raw for f in spec.features if f.encode.kind == "vocabulary"]
+    assert ("user id",) in {f.encode.by for f in spec.features if f.encode.kind == "counter"}
+
+
+def test_a_column_of_the_row_itself_is_no_feature(frame: pd.DataFrame, tmp_path: Path) -> None:
+    frame["impression_id"] = np.arange(len(frame))
+    frame["note"] = [f"row {n}" for n in range(len(frame))]
+    names = [f.name for f in inferred(frame, tmp_path).features]
+    assert not {"impression_id", "note"} & set(names) and "load" in names
+    assert "No feature of 'note'" in infer(tmp_path / "2 shop.csv")
+
+
+def test_two_columns_of_one_name_are_refused(frame: pd.DataFrame, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    frame.rename(columns={"slot": "load"}).to_csv(path, index=False)
+    with pytest.raises(UserError, match="same name"):
+        infer(path)

@@ -28,8 +28,10 @@ NUMBER = RawColumn("x", "float32", "item")
         (pa.array(["a", "b", "a"]).dictionary_encode(), ["a", "b", "a"]),
         (pa.chunked_array([pa.array([1]), pa.array([2])]), ["1", "2"]),
         (pa.nulls(2), ["", ""]),
+        (pa.array(["7.0", "-7.0", "True", "FALSE", "7.05", "1.0.0", "tRue", "7.0\n"]),
+         ["7", "-7", "1", "0", "7.05", "1.0.0", "tRue", "7.0\n"]),
     ],
-)
+)  # fmt: skip
 def test_text(values: pa.Array, expected: list[str]) -> None:
     result, bad = canonical(values, TEXT)
     assert result.type == pa.string()
@@ -52,6 +54,7 @@ def test_text_that_does_not_fit_is_bad() -> None:
          [False, False, True, False, False]),
         (pa.array([1e300, 2.0]), [math.nan, 2.0], [True, False]),
         (pa.array([True]), [1.0], [False]),
+        (pa.array(["True", " false", "yes"]), [1.0, 0.0, math.nan], [False, False, True]),
         (pa.array([[1.0], None]), [math.nan, math.nan], [True, False]),
         (pa.nulls(1), [math.nan], [False]),
     ],
@@ -61,6 +64,15 @@ def test_numbers(values: pa.Array, expected: list[float], wrong: list[bool]) -> 
     assert result.type == pa.float32()
     np.testing.assert_array_equal(result.to_numpy(), np.array(expected, np.float32))
     assert bad.tolist() == wrong
+
+
+@given(st.lists(st.one_of(st.booleans(), st.integers(-(10**9), 10**9)), min_size=1, max_size=99))
+@pytest.mark.parametrize("column", [TEXT, NUMBER])
+def test_a_value_is_read_alike_from_every_kind_of_file(column: RawColumn, values: list) -> None:
+    """A CSV has text alone, and a column of whole numbers with gaps is one of floats in pandas."""
+    told = [value if isinstance(value, bool) else float(value) for value in values]
+    written, _ = canonical(pa.array([str(value) for value in told]), column)
+    assert written.to_pylist() == canonical_values(values, column)[0].tolist()
 
 
 json_values = st.one_of(

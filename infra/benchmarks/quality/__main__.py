@@ -4,6 +4,7 @@
         --peer-python PEERS/bin/python --deepctr-path DEEPCTR --seeds 5 --resume --write-docs
     python -m infra.benchmarks.quality --domain other --out OUT --peer-python PEERS/bin/python
     python -m infra.benchmarks.quality --domain flights --out OUT --peer-python PEERS/bin/python
+    python -m infra.benchmarks.quality --table TABLE.csv --out OUT --peer-python PEERS/bin/python
     python -m infra.benchmarks.quality --spec SPEC --input DIR --out OUT --ablate --seeds 3
 
 Every result is a line of OUT/results.jsonl; with --resume what is there is not done again.
@@ -45,7 +46,11 @@ def main() -> int:
             exit_code=2,
             fix="Go on with them: add --resume. Or name another folder.",
         )
-    if given.domain != "spec":
+    if given.table is not None:
+        given.input = given.table.parent
+        spec = loads(infer(given.table), given.table.name)
+        benches = [_compare(given, options, spec, given.out, "quality-table")]
+    elif given.domain != "spec":
         benches = _inferred(given, options)
     else:
         spec = load(given.spec)
@@ -73,6 +78,7 @@ def _parse() -> argparse.Namespace:
         help="the data of --spec, or tables whose spec is inferred: simulated, or of flights",
     )
     parser.add_argument("--spec", type=Path, default=Path("infra/specs/kuairand.yaml"))
+    parser.add_argument("--table", type=Path, help="a table of yours, whose spec is inferred")
     parser.add_argument("--input", type=Path, help="raw logs, to build features from")
     parser.add_argument("--features", type=Path, help="features that were built already")
     parser.add_argument("--out", type=Path, required=True)
@@ -98,9 +104,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--write-docs", action="store_true", help="into docs/benchmarks.md")
     given = parser.parse_args()
-    if given.domain == "spec" and (given.input is None) == (given.features is None):
+    inferred = given.table is not None or given.domain != "spec"
+    if not inferred and (given.input is None) == (given.features is None):
         parser.error("give one of --input and --features")
-    default = ["ours", *PEERS] if given.domain == "spec" else ["ours", "lightgbm"]
+    if given.table is not None and (given.domain != "spec" or given.write_docs):
+        parser.error("--table goes with neither --domain nor --write-docs")
+    default = ["ours", "lightgbm"] if inferred else ["ours", *PEERS]
     given.models = given.models.split(",") if given.models else default
     unknown = set(given.models) - {"ours", *PEERS}
     if unknown:
