@@ -30,7 +30,9 @@ class RankingModel(tfrs.Model):
     request), `weights` float32 [batch] (0 leaves a row out).
 
     With `model.members` above one, that many networks are trained side by side, each on
-    its own loss, and the mean of their logits is what the model answers.
+    its own loss, and the mean of their logits is what the model answers; with
+    `model.variants`, the mean of each kind of network by its weight, `kind_weights`, float32
+    [kinds, tasks], equal ones until they are chosen (`training.weighing`).
 
     Args:
         spec: The spec.
@@ -41,11 +43,19 @@ class RankingModel(tfrs.Model):
         super().__init__(**kwargs)
         self.spec = spec
         self.packing = Packing.of(spec)
+        kinds = [spec.model_copy(update={"model": kind}) for kind in spec.model.kinds]
         self.networks = [
-            Network(spec, tables, name=f"network_{member}", dtype=spec.train.precision)
-            for member in range(spec.model.members)
+            Network(kind, tables, name=f"network_{number}", dtype=spec.train.precision)
+            for number, kind in enumerate(k for k in kinds for _ in range(spec.model.members))
         ]
         self._task_names = [task.name for task in spec.tasks]
+        self.kind_weights = None
+        if len(kinds) > 1:
+            self.kind_weights = tf.Variable(
+                tf.fill([len(kinds), len(spec.tasks)], 1.0 / len(kinds)),
+                trainable=False,
+                name="kind_weights",
+            )
         self.losses_of = MultiTaskLoss([task_loss(spec, task) for task in spec.tasks])
         options: dict[str, Any] = {}
         if spec.train.balancing.kind == "gradnorm":
@@ -63,13 +73,24 @@ class RankingModel(tfrs.Model):
     def call(
         self, batch: Batch, training: bool | None = False, seed: tf.Tensor | None = None
     ) -> tf.Tensor:
-        """Logits, float32 [batch, tasks]: the mean over the members."""
-        return tf.add_n(self.member_logits(batch, training, seed)) / len(self.networks)
+        """Logits, float32 [batch, tasks]: the mean over the networks, by the weights of kinds."""
+        means = self._kind_means(self.member_logits(batch, training, seed))
+        if self.kind_weights is None:
+            return means[0]
+        weights = tf.unstack(self.kind_weights)
+        return tf.add_n([mean * weight for mean, weight in zip(means, weights, strict=True)])
+
+    def _kind_means(self, logits: list[tf.Tensor]) -> list[tf.Tensor]:
+        members = self.spec.model.members
+        return [
+            tf.add_n(logits[first : first + members]) / members
+            for first in range(0, len(logits), members)
+        ]
 
     def member_logits(
         self, batch: Batch, training: bool | None = False, seed: tf.Tensor | None = None
     ) -> list[tf.Tensor]:
-        """Logits of each member, float32 [batch, tasks] each."""
+        """Logits of each network, float32 [batch, tasks] each."""
         return [
             network(batch, training=training, seed=fold_in(seed, member))
             for member, network in enumerate(self.networks)
@@ -126,7 +147,7 @@ class RankingModel(tfrs.Model):
             layers = [
                 layer for layer in network.sharing.submodules if isinstance(layer, GatedDense)
             ]
-            width = self.spec.model.shared[-1]
+            width = network.spec.model.shared[-1]
             shared += [
                 v for layer in layers if layer.units == width for v in layer.trainable_variables
             ]
@@ -136,6 +157,11 @@ class RankingModel(tfrs.Model):
     def predict_logits(self, batch: Batch) -> tf.Tensor:
         """Logits, float32 [batch, tasks], as they are served: no dropout, neutral position."""
         return self.call(batch, training=False)
+
+    @tf.function(reduce_retracing=True)
+    def predict_kinds(self, batch: Batch) -> tf.Tensor:
+        """Mean logits of each kind of network, float32 [batch, kinds, tasks]."""
+        return tf.stack(self._kind_means(self.member_logits(batch, False)), axis=1)
 
 
 def build(spec: Spec, tables: Mapping[str, int], steps: int | None = None) -> RankingModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,19 @@ SCORE_BATCH = 8192
 
 def score_rows(model: Any, rows: Rows, batch: int = SCORE_BATCH) -> NDArray[np.float32]:
     """Logits, float32 [rows, tasks], each given the task that it follows."""
+    shape = (0, rows.labels.shape[1])
+    return _in_batches(model.predict_logits, rows, batch, shape)
+
+
+def score_kinds(model: Any, rows: Rows, batch: int = SCORE_BATCH) -> NDArray[np.float32]:
+    """Logits of each kind of network, float32 [rows, kinds, tasks]."""
+    shape = (0, len(model.spec.model.kinds), rows.labels.shape[1])
+    return _in_batches(model.predict_kinds, rows, batch, shape)
+
+
+def _in_batches(
+    predict: Callable[..., Any], rows: Rows, batch: int, none: tuple[int, ...]
+) -> NDArray[np.float32]:
     import tensorflow as tf
 
     parts = []
@@ -29,10 +43,10 @@ def score_rows(model: Any, rows: Rows, batch: int = SCORE_BATCH) -> NDArray[np.f
             # The last part is filled up, so that one shape is traced, not two.
             ids = np.pad(ids, ((0, batch - count), (0, 0)))
             numbers = np.pad(numbers, ((0, batch - count), (0, 0)))
-        logits = model.predict_logits({"ids": tf.constant(ids), "numbers": tf.constant(numbers)})
+        logits = predict({"ids": tf.constant(ids), "numbers": tf.constant(numbers)})
         parts.append(logits.numpy()[:count])
     if not parts:
-        return np.zeros((0, rows.labels.shape[1]), np.float32)
+        return np.zeros(none, np.float32)
     return np.concatenate(parts)
 
 

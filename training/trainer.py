@@ -23,11 +23,12 @@ from recsys.spec import dumps, fingerprints, load
 from recsys.spec.records import Spec
 from training.checkpoints import Position, Store
 from training.evaluation import EXPORT, check_features, evaluate
-from training.input import load_rows, open_split
+from training.input import Rows, load_rows, open_split
 from training.loop import CHECKPOINTS, Job, fit
 from training.progress import FOLDER, Progress, silent
 from training.scoring import score_rows
 from training.warm_start import check_source, start_from
+from training.weighing import weigh_kinds
 
 RECORD = "run.json"
 """Id of a run, and what it starts from, written before it trains."""
@@ -235,11 +236,13 @@ def _finish(
         model, warn=lambda text: tell("warning", 0, 1, text)
     )
     tell("finish", 1, 4, "calibrating")
-    calibrations = calibrate(job, model)
+    rows = load_rows(spec, open_split(spec, job.features, "validation"))
+    weights = weigh_kinds(spec, model, rows) if spec.model.variants else None
+    calibrations = calibrate(job, model, rows)
     tell("finish", 2, 4, "exporting")
     with write_folder(run / EXPORT, replace=True) as folder:
         export(model, spec, job.features / "transform", folder, calibrations)
-    write_manifest(run, "run", *_content(job, run_id, workers, position, features, start))
+    write_manifest(run, "run", *_content(job, run_id, workers, position, features, start, weights))
     tell("finish", 3, 4, "evaluating on validation")
     try:
         evaluate(run, "validation")
@@ -251,7 +254,7 @@ def _finish(
     return read_manifest(run, "run")
 
 
-def calibrate(job: Job, model: Any) -> dict[str, Any]:
+def calibrate(job: Job, model: Any, rows: Rows) -> dict[str, Any]:
     """Fit each task's calibration on validation, and write `calibration.json`.
 
     Returns:
@@ -261,7 +264,6 @@ def calibrate(job: Job, model: Any) -> dict[str, Any]:
     from training.scoring import happened
 
     spec = job.spec
-    rows = load_rows(spec, open_split(spec, job.features, "validation"))
     logits = score_rows(model, rows)
     binary = [(i, task) for i, task in enumerate(spec.tasks) if not task.is_regression]
     labels = {task.name: rows.labels[:, i] for i, task in binary}
@@ -293,6 +295,7 @@ def _content(
     position: Position,
     features: dict[str, Any],
     start: dict[str, Any] | None,
+    weights: dict[str, list[float]] | None,
 ) -> tuple[dict[str, str], dict[str, Any]]:
     prints = fingerprints(job.spec)
     best = position.best or {}
@@ -310,6 +313,7 @@ def _content(
                 "best_epoch": best.get("epoch"),
                 "score": best.get("score"),
                 "time_range": features.get("time_range", {}),
+                **({"weights_of_kinds": weights} if weights else {}),
             },
             **({"warm_start": start} if start else {}),
         },

@@ -360,6 +360,15 @@ class HistoryAttention(Record):
     hidden: tuple[Positive, ...] = (32,)
 
 
+class Variant(Record):
+    """Networks of another kind beside the model's own; what is left out is as in `model`."""
+
+    shared: tuple[Positive, ...] | None = None
+    towers: tuple[Positive, ...] | None = None
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    embedding_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+
+
 class Model(Record):
     """The network.
 
@@ -384,8 +393,16 @@ class Model(Record):
     history: HistoryAttention = HistoryAttention()
     position: str | None = None
     members: Annotated[int, Field(ge=1, le=16)] = 1
+    variants: Annotated[tuple[Variant, ...], Field(max_length=4)] = ()
     recompute: bool = False
     xla: bool = False
+
+    @property
+    def kinds(self) -> tuple[Model, ...]:
+        """The model's own kind of network, and that of each variant."""
+        own = self.model_copy(update={"variants": ()})
+        changes = [variant.model_dump(exclude_none=True) for variant in self.variants]
+        return (own, *(own.model_copy(update=change) for change in changes))
 
 
 # ------------------------------------------------------------------------------ train
@@ -485,12 +502,20 @@ class Spec(Record):
 
     def shrunk(self, *, rows: int = 2000, steps: int = 20, **train: Any) -> Spec:
         """This spec made small for tests: the same parts, narrower, on fewer rows and steps."""
+
+        def narrow(widths: tuple[int, ...] | None) -> tuple[int, ...] | None:
+            return widths and tuple(min(width, 8) for width in widths)
+
         model = self.model.model_copy(
             update={
                 "dim": min(self.model.dim, 4),
-                "shared": tuple(min(width, 8) for width in self.model.shared),
-                "towers": tuple(min(width, 8) for width in self.model.towers),
+                "shared": narrow(self.model.shared),
+                "towers": narrow(self.model.towers),
                 "members": min(self.model.members, 2),
+                "variants": tuple(
+                    v.model_copy(update={"shared": narrow(v.shared), "towers": narrow(v.towers)})
+                    for v in self.model.variants
+                ),
             }
         )
         small = {"epochs": 1, "batch_size": 64, "max_steps": steps, **train}

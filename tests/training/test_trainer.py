@@ -16,7 +16,7 @@ from recsys import metrics
 from recsys.artifacts import read_manifest
 from recsys.errors import UserError
 from recsys.spec import Spec, load
-from recsys.spec.records import Gate
+from recsys.spec.records import Gate, Variant
 from training.gate import Promote, Reject
 from training.publishing import versions
 
@@ -231,3 +231,42 @@ def test_a_damaged_champion_is_passed_over(
     (models / "4").mkdir(parents=True)
     decision = training.publish(run, models)
     assert isinstance(decision, Promote) and decision.version == 5
+
+
+def test_kinds_of_networks_count_as_validation_says(features: Path, tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    from recsys.model import build
+    from training.checkpoints import Store
+    from training.evaluation import load_numeric
+    from training.input import load_rows, open_split
+    from training.loop import CHECKPOINTS
+    from training.scoring import score_kinds
+    from training.weighing import stacked
+
+    spec = small_spec()
+    model_part = spec.model.model_copy(update={"variants": (Variant(embedding_dropout=0.95),)})
+    train_part = spec.train.model_copy(update={"calibration": "none"})
+    spec = spec.model_copy(update={"model": model_part, "train": train_part})
+    run = tmp_path / "run"
+    training.train(spec, features, run)
+    weights = read_manifest(run, "run")["trained"]["weights_of_kinds"]
+
+    model = build(spec, read_manifest(features, "features")["tables"])
+    Store(run / CHECKPOINTS).restore_best(model)
+    rows = load_rows(spec, open_split(spec, features, "validation"))
+    kinds = score_kinds(model, rows)
+    assert kinds.shape == (400, 2, 2)
+    clicked = rows.labels[:, 0] == 1
+    for task, index, observed in (("click", 0, slice(None)), ("conversion", 1, clicked)):
+        found = stacked(rows.labels[observed, index], kinds[observed, :, index])
+        np.testing.assert_allclose(weights[task], found, atol=1e-3)
+        assert sum(weights[task]) == pytest.approx(1.0)
+    assert weights["click"] != [0.5, 0.5]
+
+    logit = kinds[:, :, 0] @ weights["click"]
+    columns = make_columns(400, seed=1)
+    inputs = {name: columns[name].to_numpy() for name in ("user", "item", "price", "device")}
+    inputs["tags"] = columns["tags"].flatten().to_numpy().reshape(400, 3)
+    served = load_numeric(run / "export")(**{n: tf.constant(v) for n, v in inputs.items()})
+    np.testing.assert_allclose(served["click"], 1 / (1 + np.exp(-logit)), atol=1e-5)

@@ -1,0 +1,82 @@
+"""How much each kind of network counts (`model.variants`), told by validation rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from recsys.spec.records import Spec
+from training.input import Rows
+from training.scoring import happened, score_kinds
+
+_LARGEST_LOGIT = 30.0
+
+
+def weigh_kinds(spec: Spec, model: Any, rows: Rows) -> dict[str, list[float]]:
+    """Choose the weights of the kinds of network, and put them into the model.
+
+    Args:
+        spec: The spec.
+        model: A trained model with `model.variants`.
+        rows: Validation rows.
+
+    Returns:
+        Weights by task, in the order of `spec.model.kinds`. Those of a regression, and of a task
+        whose validation labels are all alike, are equal.
+    """
+    logits = score_kinds(model, rows)
+    weights = {}
+    for index, task in enumerate(spec.tasks):
+        observed = np.ones(len(rows.labels), bool)
+        if task.given is not None and task.space != "joint":
+            observed = happened(spec, task.name, rows.labels)
+        weights[task.name] = (
+            np.full(logits.shape[1], 1.0 / logits.shape[1])
+            if task.is_regression
+            else stacked(rows.labels[observed, index], logits[observed, :, index])
+        )
+    model.kind_weights.assign(np.stack(list(weights.values()), axis=1))
+    return {name: [float(w) for w in of] for name, of in weights.items()}
+
+
+def stacked(labels: ArrayLike, logits: ArrayLike) -> NDArray[np.float64]:
+    """Weights of several models' logits in their sum, at least 0, which sum to 1.
+
+    Those of the logistic regression on the logits with the smallest log loss; its scale and
+    intercept are left to calibration. Stacking with weights of one sign: Breiman, Stacked
+    Regressions, 1996.
+
+    Args:
+        labels: [rows] of 0 and 1, NaN where not observed.
+        logits: [rows, models].
+
+    Returns:
+        [models]; equal weights where the labels are all alike or no model is of use.
+
+    >>> x = np.linspace(-3, 3, 200)
+    >>> labels = x + np.sin(9 * x) > 0
+    >>> stacked(labels, np.stack([x, 5 * np.sin(40 * x)], axis=1)).round(2).tolist()
+    [1.0, 0.0]
+    """
+    from scipy.optimize import minimize
+
+    y, x = np.asarray(labels, np.float64), np.asarray(logits, np.float64)
+    x = np.clip(x[~np.isnan(y)], -_LARGEST_LOGIT, _LARGEST_LOGIT)
+    y = y[~np.isnan(y)]
+    count = x.shape[1]
+    equal = np.full(count, 1.0 / count)
+    if not len(y) or y.min() == y.max():
+        return equal
+    design = np.column_stack([x, np.ones(len(y))])
+
+    def loss(at: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        z = design @ at
+        slope = 1.0 / (1.0 + np.exp(-z)) - y
+        return float(np.mean(np.logaddexp(0.0, z) - y * z)), design.T @ slope / len(y)
+
+    bounds = [(0.0, None)] * count + [(None, None)]
+    found = minimize(loss, [*equal, 0.0], jac=True, method="L-BFGS-B", bounds=bounds)
+    total = float(found.x[:count].sum())
+    return found.x[:count] / total if total > 1e-3 else equal
