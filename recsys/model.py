@@ -34,6 +34,10 @@ class RankingModel(tfrs.Model):
     `model.variants`, the mean of each kind of network by its weight, `kind_weights`, float32
     [kinds, tasks], equal ones until they are chosen (`training.weighing`).
 
+    A regression's logit is its prediction (of log(1 + label), where the spec says so): what the
+    network says times a deviation and plus a mean, which are `label_units`, float32 [2, tasks]
+    (means, then deviations), 0 and 1 until they are set. Its loss is measured in that deviation.
+
     Args:
         spec: The spec.
         tables: Rows of each embedding table, by name.
@@ -55,6 +59,14 @@ class RankingModel(tfrs.Model):
                 tf.fill([len(kinds), len(spec.tasks)], 1.0 / len(kinds)),
                 trainable=False,
                 name="kind_weights",
+            )
+        # A network starts near 0 and moves by small steps; labels may be milliseconds or prices.
+        self.label_units: tf.Variable | None = None
+        if any(task.is_regression for task in spec.tasks):
+            self.label_units = tf.Variable(
+                [[0.0] * len(spec.tasks), [1.0] * len(spec.tasks)],
+                trainable=False,
+                name="label_units",
             )
         self.losses_of = MultiTaskLoss([task_loss(spec, task) for task in spec.tasks])
         options: dict[str, Any] = {}
@@ -91,18 +103,27 @@ class RankingModel(tfrs.Model):
         self, batch: Batch, training: bool | None = False, seed: tf.Tensor | None = None
     ) -> list[tf.Tensor]:
         """Logits of each network, float32 [batch, tasks] each."""
-        return [
+        logits = [
             network(batch, training=training, seed=fold_in(seed, member))
             for member, network in enumerate(self.networks)
         ]
+        if self.label_units is None:
+            return logits
+        mean, deviation = tf.unstack(self.label_units)
+        return [own * deviation + mean for own in logits]
 
     def task_losses(self, batch: Batch, logits: list[tf.Tensor]) -> dict[str, tf.Tensor]:
         """Loss of each task, summed over the members, so that each learns as if alone."""
         labels = dict(zip(self._task_names, tf.unstack(batch["labels"], axis=1), strict=True))
+        units = {
+            task.name: self.label_units[1, index]
+            for index, task in enumerate(self.spec.tasks)
+            if task.is_regression and self.label_units is not None
+        }
         total: dict[str, tf.Tensor] = {}
         for member in logits:
             by_task = dict(zip(self._task_names, tf.unstack(member, axis=1), strict=True))
-            losses = self.losses_of(labels, by_task, batch["weights"], batch.get("groups"))
+            losses = self.losses_of(labels, by_task, batch["weights"], batch.get("groups"), units)
             total = {name: total.get(name, 0.0) + loss for name, loss in losses.items()}
         return total
 

@@ -18,6 +18,7 @@ from training.checkpoints import Position, Store
 from training.debug import NotFiniteError, first_bad_layer, watched_layers
 from training.input import Rows, chunks, dataset, kept_rows, load_rows, open_split
 from training.memory import keep_freed_memory, use_huge_pages
+from training.moments import label_units
 from training.order import Plan, make_plan
 from training.profile import FILE, Profiler
 from training.progress import Progress, silent
@@ -125,6 +126,9 @@ class _Loop:
         self._total = total if limit is None else min(total, limit)
         with strategy.scope():
             self._model = build(self._spec, tables, self._total)
+            if self._model.label_units is not None:
+                split = open_split(self._spec, job.features, "train")
+                self._model.label_units.assign(label_units(self._spec, split))
         self._store = Store(job.run / CHECKPOINTS)
         self._profiler: Profiler | None = None
         self._settled = False

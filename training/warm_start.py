@@ -137,6 +137,9 @@ def start_from(
     pairs = list(_pairs(model, old))
     for new, before, places in pairs:
         _copy(new, before, places, sources)
+    if model.label_units is not None:
+        # What the old weights say is meant in the old unit.
+        model.label_units.assign(old.label_units)
     olds = {new.ref(): (before, places) for new, before, places in pairs}
     for (mine, variables), (other, _) in zip(
         parts(model.optimizer), parts(old.optimizer), strict=True

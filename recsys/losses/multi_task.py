@@ -188,6 +188,7 @@ class MultiTaskLoss:
         logits: Mapping[str, tf.Tensor],
         sample_weight: tf.Tensor | None = None,
         groups: tf.Tensor | None = None,
+        units: Mapping[str, tf.Tensor] | None = None,
     ) -> dict[str, tf.Tensor]:
         """Return the loss of each task.
 
@@ -197,6 +198,8 @@ class MultiTaskLoss:
                 with `given` conditional on it, unless its mode is "joint".
             sample_weight: [batch], at least 0, or None.
             groups: [batch] ids of requests; needed by ranking losses alone.
+            units: regression task to a scalar above 0, in which its error (and its score, in
+                a ranking loss) is measured; 1 for a task that is left out.
 
         Returns:
             Task to scalar, float32 (float64 for float64 logits).
@@ -221,7 +224,10 @@ class MultiTaskLoss:
             x[task.name] = logit if rate == 1 else sampled_logit(logit, rate)
         if self.needs_groups and groups is None:
             raise ValueError("groups must be given: a task has a ranking loss.")
-        return {task.name: self._loss(task, y, x, sample_weight, groups) for task in self.tasks}
+        return {
+            task.name: self._loss(task, y, x, sample_weight, groups, (units or {}).get(task.name))
+            for task in self.tasks
+        }
 
     def _factors(self, name: str) -> list[str]:
         """The tasks whose sigmoids multiply to that of the task and all before it."""
@@ -236,6 +242,7 @@ class MultiTaskLoss:
         logits: dict[str, tf.Tensor],
         sample_weight: tf.Tensor | None,
         groups: tf.Tensor | None,
+        unit: tf.Tensor | None,
     ) -> tf.Tensor:
         *ancestors, _ = [stage.name for stage in self._chains[task.name]]
         label, logit = labels[task.name], logits[task.name]
@@ -268,7 +275,7 @@ class MultiTaskLoss:
         counts = ~tf.math.is_nan(label)
         target = tf.where(counts, label, tf.zeros_like(label))
         weight = tf.where(counts, weight, tf.zeros_like(weight))
-        per_row, score = self._per_row(task, target, chain)
+        per_row, score = self._per_row(task, target, chain, unit)
         mean = weighted_mean(per_row, weight)
         if denominator is not None:
             mean = tf.math.divide_no_nan(mean * tf.reduce_sum(weight), denominator)
@@ -279,12 +286,14 @@ class MultiTaskLoss:
 
     @staticmethod
     def _per_row(
-        task: TaskLoss, target: tf.Tensor, chain: list[tf.Tensor]
+        task: TaskLoss, target: tf.Tensor, chain: list[tf.Tensor], unit: tf.Tensor | None
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Loss per row, and the score by which the row would be ranked."""
         prediction = chain[-1]
         if task.is_regression:
             error = prediction - target
+            if unit is not None:
+                error, prediction = error / unit, prediction / unit
             if task.loss == "mse":
                 return tf.square(error), prediction
             delta = task.huber_delta

@@ -266,14 +266,21 @@ class Focal(Record):
 
 
 class SquaredError(Record):
-    """Squared error of a regression task (watch time, value), optionally of log(1 + label)."""
+    """Squared error of a regression task (watch time, value), optionally of log(1 + label).
+
+    Errors are measured in standard deviations of the training labels.
+    """
 
     kind: Literal["mse"] = "mse"
     log: bool = False
 
 
 class Huber(Record):
-    """Huber loss of a regression task, optionally of log(1 + label)."""
+    """Huber loss of a regression task, optionally of log(1 + label).
+
+    It turns from quadratic to linear at an error of `delta` standard deviations of the training
+    labels.
+    """
 
     kind: Literal["huber"] = "huber"
     delta: Annotated[float, Field(gt=0.0)] = 1.0

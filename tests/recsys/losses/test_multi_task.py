@@ -357,3 +357,19 @@ def test_missing_or_misshapen_inputs_are_refused() -> None:
         loss({"click": tf.zeros([2])}, {"click": tf.zeros([2, 3])})
     with pytest.raises(ValueError, match="compatible"):
         loss({"click": tf.zeros([2])}, {"click": tf.zeros([3])})
+
+
+def test_errors_and_scores_of_a_regression_are_measured_in_its_unit() -> None:
+    tasks = [
+        TaskLoss("time", loss="mse"),
+        TaskLoss("value", loss="huber", huber_delta=2.0, ranking="pairwise"),
+        TaskLoss("click"),
+    ]
+    labels = {"time": [100.0, 300.0], "value": [0.0, 40.0], "click": [0.0, 1.0]}
+    logits = {"time": [150.0, 250.0], "value": [10.0, 20.0], "click": [0.0, 0.0]}
+    groups = tf.constant([1, 1])
+    out = MultiTaskLoss(tasks)(labels, logits, None, groups, {"time": 100.0, "value": 10.0})
+    # Errors of a half; of 1 and of 2; scores of 1 and 2.
+    assert float(out["time"]) == pytest.approx(0.25)
+    assert float(out["value"]) == pytest.approx((0.5 + 2.0) / 2 + math.log1p(math.exp(-1.0)))
+    assert float(out["click"]) == pytest.approx(math.log(2.0))
