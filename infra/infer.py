@@ -51,8 +51,8 @@ _ROW = r"(unnamed: *\d+|index|row|id|(row|impression|event|log|example|sample)_?
 _TIME = r"time|timestamp|ts|datetime|date_?time|shown_at|event_time|time_ms"
 
 _MODEL = """\
-# Products of pairs, weight decay and the mean of narrow networks, for tables of many numbers. Half
-# of the networks have dropout, half have none: which count, validation chooses by task.
+# Products of pairs, weight decay and the mean of narrow networks, for tables of many numbers. Six
+# networks have dropout, two have none: how much these and those count, validation says.
 model:
   dim: 8
   interactions: [fm, dot]
@@ -60,8 +60,8 @@ model:
   towers: [32]
   dropout: 0.1
   embedding_dropout: 0.2
-  members: 3
-  variants: [{dropout: 0.0, embedding_dropout: 0.0}]
+  members: 6
+  variants: [{members: 2, dropout: 0.0, embedding_dropout: 0.0}]
 train:
   epochs: 3
   table_learning_rate: 0.03

@@ -50,7 +50,7 @@ class RankingModel(tfrs.Model):
         kinds = [spec.model_copy(update={"model": kind}) for kind in spec.model.kinds]
         self.networks = [
             Network(kind, tables, name=f"network_{number}", dtype=spec.train.precision)
-            for number, kind in enumerate(k for k in kinds for _ in range(spec.model.members))
+            for number, kind in enumerate(k for k in kinds for _ in range(k.model.members))
         ]
         self._task_names = [task.name for task in spec.tasks]
         self.kind_weights = None
@@ -93,10 +93,10 @@ class RankingModel(tfrs.Model):
         return tf.add_n([mean * weight for mean, weight in zip(means, weights, strict=True)])
 
     def _kind_means(self, logits: list[tf.Tensor]) -> list[tf.Tensor]:
-        members = self.spec.model.members
+        left = iter(logits)
         return [
-            tf.add_n(logits[first : first + members]) / members
-            for first in range(0, len(logits), members)
+            tf.add_n([next(left) for _ in range(kind.members)]) / kind.members
+            for kind in self.spec.model.kinds
         ]
 
     def member_logits(

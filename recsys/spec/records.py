@@ -370,6 +370,7 @@ class HistoryAttention(Record):
 class Variant(Record):
     """Networks of another kind beside the model's own; what is left out is as in `model`."""
 
+    members: Annotated[int, Field(ge=1, le=16)] | None = None
     shared: tuple[Positive, ...] | None = None
     towers: tuple[Positive, ...] | None = None
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
@@ -520,7 +521,13 @@ class Spec(Record):
                 "towers": narrow(self.model.towers),
                 "members": min(self.model.members, 2),
                 "variants": tuple(
-                    v.model_copy(update={"shared": narrow(v.shared), "towers": narrow(v.towers)})
+                    v.model_copy(
+                        update={
+                            "shared": narrow(v.shared),
+                            "towers": narrow(v.towers),
+                            "members": v.members and min(v.members, 2),
+                        }
+                    )
                     for v in self.model.variants
                 ),
             }

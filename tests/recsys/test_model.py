@@ -395,17 +395,17 @@ def test_rates_and_accumulators_follow_the_spec() -> None:
 def test_kinds_of_networks_differ_as_their_variants_say_and_count_by_weight() -> None:
     spec = loads(
         EVERY_ENCODING + "  dropout: 0.5\n  members: 2\n"
-        "  variants: [{shared: [6], dropout: 0.0}, {embedding_dropout: 0.25}]\n"
+        "  variants: [{shared: [6], dropout: 0.0}, {members: 1, embedding_dropout: 0.25}]\n"
     )
     model = build(spec, tables_of(spec))
     parts = [n.spec.model for n in model.networks]
-    assert [p.dropout for p in parts] == [0.5, 0.5, 0.0, 0.0, 0.5, 0.5]
-    assert [p.shared for p in parts] == [(8,), (8,), (6,), (6,), (8,), (8,)]
-    assert [p.embedding_dropout for p in parts] == [0.0] * 4 + [0.25] * 2
+    assert [p.dropout for p in parts] == [0.5, 0.5, 0.0, 0.0, 0.5]
+    assert [p.shared for p in parts] == [(8,), (8,), (6,), (6,), (8,)]
+    assert [p.embedding_dropout for p in parts] == [0.0] * 4 + [0.25]
     batch = batch_of(spec)
     model.fit(tf.data.Dataset.from_tensors(batch).repeat(3), verbose=0)
     alone = np.stack([network(batch).numpy() for network in model.networks])
-    kinds = alone.reshape(3, 2, 64, 3).mean(axis=1)
+    kinds = np.stack([alone[:2].mean(axis=0), alone[2:4].mean(axis=0), alone[4]])
     np.testing.assert_allclose(model.predict_logits(batch), kinds.mean(axis=0), atol=1e-5)
     np.testing.assert_allclose(model.predict_kinds(batch), kinds.transpose(1, 0, 2), atol=1e-5)
     model.kind_weights.assign([[1.0, 0.0, 0.5], [0.0, 0.0, 0.25], [0.0, 1.0, 0.25]])
