@@ -131,7 +131,7 @@ class _Loop:
                 self._model.label_units.assign(label_units(self._spec, split))
         self._store = Store(job.run / CHECKPOINTS)
         self._profiler: Profiler | None = None
-        self._settled = False
+        self._in_huge_pages = False
         self._step = self._step_function()
         self._sum = _summer(strategy)
         self._writers = {
@@ -182,10 +182,10 @@ class _Loop:
             if len(pending) == LOOK_EVERY or position.batch == stop or due:
                 seen.append(self._look(pending, position))
                 pending.clear()
-                if not self._settled:
+                if not self._in_huge_pages:
                     # The first steps have made the optimizer's slots and the activations.
                     use_huge_pages()
-                    self._settled = True
+                    self._in_huge_pages = True
             if due:
                 self._save(position, {"step": position.step})
         return self._end_epoch(position, seen)
