@@ -59,6 +59,16 @@ def happened(spec: Spec, task: str, labels: NDArray[Any]) -> NDArray[np.bool_]:
     return rows
 
 
+def answered(spec: Spec, task: str, labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Rows [rows] that a task's own head speaks of: those on which all before it happened.
+
+    A joint head answers for all rows, as one that follows nothing does.
+    """
+    if spec.task(task).space == "joint":
+        return np.ones(len(labels), bool)
+    return happened(spec, task, labels)
+
+
 def measure(
     spec: Spec,
     labels: NDArray[Any],

@@ -7,8 +7,6 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from recsys.artifacts import (
     MANIFEST,
     read_json,
@@ -26,7 +24,7 @@ from training.evaluation import EXPORT, check_features, evaluate
 from training.input import Rows, load_rows, open_split
 from training.loop import CHECKPOINTS, Job, fit
 from training.progress import FOLDER, Progress, silent
-from training.scoring import score_rows
+from training.scoring import answered, score_rows
 from training.warm_start import check_source, start_from
 from training.weighing import weigh_kinds
 
@@ -261,7 +259,6 @@ def calibrate(job: Job, model: Any, rows: Rows) -> dict[str, Any]:
         Calibration by task.
     """
     from recsys.calibration import calibration_report, fit_funnel
-    from training.scoring import happened
 
     spec = job.spec
     logits = score_rows(model, rows)
@@ -275,9 +272,7 @@ def calibrate(job: Job, model: Any, rows: Rows) -> dict[str, Any]:
     )
     report = {}
     for _, task in binary:
-        observed = np.ones(len(rows.labels), bool)
-        if given[task.name] is not None:
-            observed = happened(spec, task.name, rows.labels)
+        observed = answered(spec, task.name, rows.labels)
         fitted = calibrations[task.name]
         report[task.name] = {
             "given": given[task.name],

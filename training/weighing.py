@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from recsys.spec.records import Spec
 from training.input import Rows
-from training.scoring import happened, score_kinds
+from training.scoring import answered, score_kinds
 
 _LARGEST_LOGIT = 30.0
 
@@ -29,9 +29,7 @@ def weigh_kinds(spec: Spec, model: Any, rows: Rows) -> dict[str, list[float]]:
     logits = score_kinds(model, rows)
     weights = {}
     for index, task in enumerate(spec.tasks):
-        observed = np.ones(len(rows.labels), bool)
-        if task.given is not None and task.space != "joint":
-            observed = happened(spec, task.name, rows.labels)
+        observed = answered(spec, task.name, rows.labels)
         weights[task.name] = (
             np.full(logits.shape[1], 1.0 / logits.shape[1])
             if task.is_regression
@@ -61,6 +59,7 @@ def stacked(labels: ArrayLike, logits: ArrayLike) -> NDArray[np.float64]:
     [1.0, 0.0]
     """
     from scipy.optimize import minimize
+    from scipy.special import expit
 
     y, x = np.asarray(labels, np.float64), np.asarray(logits, np.float64)
     x = np.clip(x[~np.isnan(y)], -_LARGEST_LOGIT, _LARGEST_LOGIT)
@@ -73,8 +72,7 @@ def stacked(labels: ArrayLike, logits: ArrayLike) -> NDArray[np.float64]:
 
     def loss(at: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         z = design @ at
-        slope = 1.0 / (1.0 + np.exp(-z)) - y
-        return float(np.mean(np.logaddexp(0.0, z) - y * z)), design.T @ slope / len(y)
+        return float(np.mean(np.logaddexp(0.0, z) - y * z)), design.T @ (expit(z) - y) / len(y)
 
     bounds = [(0.0, None)] * count + [(None, None)]
     found = minimize(loss, [*equal, 0.0], jac=True, method="L-BFGS-B", bounds=bounds)
