@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from recsys.errors import EXIT_WRONG_USE, UserError
-from recsys.spec.names import is_argument
+from recsys.spec.names import Names
 
 SAMPLE_ROWS = 200_000
 FEWEST_DAYS = 4
@@ -165,12 +165,13 @@ def infer(
             exit_code=EXIT_WRONG_USE,
         )
     tasks = _tasks(table, label_columns)
-    names, task_names = _Names(table.column_names), _Names([name for name, _ in tasks])
+    names = Names(table.column_names, LONGEST_NAME)
+    task_names = Names([name for name, _ in tasks], LONGEST_NAME)
     taken = {c.name for c in (user_column, item_column, request, time_column) if c}
     taken |= {c.name for c in label_columns}
     lines = [
         f"# Written by `recsys spec infer {path.name}`; look it over, then: recsys run",
-        f"name: {_quoted(_name(path.stem))}",
+        f"name: {_quoted(names.allowed(path.stem))}",
         "data:",
         f"  impressions: {_quoted(path.name)}",
         f"  keys: {{user: {_quoted(user_column.name)}, item: {_quoted(item_column.name)}"
@@ -204,7 +205,7 @@ def infer(
             )
         else:
             encode = f"{{kind: vocabulary, min_count: {SEEN}}}"
-            lines.append(_feature(names.of(column.name), owner, column, encode))
+            lines.append(_feature(names.of[column.name], owner, column, encode))
     lines += encoded
     if len(days) >= FEWEST_DAYS:
         for owner, of_owner in kinds.items():
@@ -212,8 +213,8 @@ def infer(
         lines += _counters(user_column, item_column, kinds, names, task_names, left_out)
     lines.append("tasks:")
     lines += [
-        f"  - {{name: {_quoted(task_names.of(name))}, label: {{column: {_quoted(name)}}}"
-        + (f", given: {_quoted(task_names.of(given))}" if given else "")
+        f"  - {{name: {_quoted(task_names.of[name])}, label: {{column: {_quoted(name)}}}"
+        + (f", given: {_quoted(task_names.of[given])}" if given else "")
         + "}"
         for name, given in tasks
     ]
@@ -224,8 +225,8 @@ def _counters(
     user: Column,
     item: Column,
     kinds: dict[str, list[Column]],
-    names: _Names,
-    tasks: _Names,
+    names: Names,
+    tasks: Names,
     left_out: set[str],
 ) -> list[str]:
     """Counters to the end of the day before, which also know what the towers never saw.
@@ -246,10 +247,10 @@ def _counters(
         for kind in kinds["item"]
     ]
     for owner, by, prior in counted:
-        name = "_".join(names.of(column.name) for column in by)
+        name = "_".join(names.of[column.name] for column in by)
         # An id that is left out is no feature; the counter knows its column.
         keys = ", ".join(
-            _quoted(column.name if column.name in left_out else names.of(column.name))
+            _quoted(column.name if column.name in left_out else names.of[column.name])
             for column in by
         )
         start = f"owner: {owner}, encode: {{kind: counter, by: [{keys}]"
@@ -260,7 +261,7 @@ def _counters(
         lines += [
             f"  - {{name: {names.new(f'{name}_{task}_rate')}, {start}, task: {_quoted(task)}, "
             f"prior_weight: {prior}, as: {{kind: piecewise, bins: 16}}}}}}"
-            for task in tasks.all
+            for task in tasks.of.values()
         ]
     return lines
 
@@ -418,8 +419,8 @@ def _time_and_split(table: Any, time: Column | None, days: list[Any]) -> list[st
     ]
 
 
-def _encodings(column: Column, owner: str, names: _Names) -> list[str]:
-    name = names.of(column.name)
+def _encodings(column: Column, owner: str, names: Names) -> list[str]:
+    name = names.of[column.name]
     if column.text:
         minimum = 5 if column.distinct > 1000 else 1
         return [_feature(name, owner, column, f"{{kind: vocabulary, min_count: {minimum}}}")]
@@ -444,36 +445,6 @@ def _owner(table: Any, column: Column, item: str, user: str) -> str:
 def _feature(name: str, owner: str, column: Column, encode: str) -> str:
     raw = f", column: {_quoted(column.name)}" if column.name != name else ""
     return f"  - {{name: {_quoted(name)}, owner: {owner}{raw}, encode: {encode}}}"
-
-
-class _Names:
-    """Names in the spec, made of a table's: each is allowed there, and none comes twice."""
-
-    def __init__(self, columns: Sequence[str]) -> None:
-        self._taken: set[str] = set()
-        # Those that can stay as they are come first, so that no other takes their place.
-        order = sorted(columns, key=lambda text: _name(text) != text)
-        self._of = {text: self.new(text) for text in order}
-        self.all = [self._of[text] for text in columns]
-
-    def of(self, column: str) -> str:
-        """The name of a column of the table."""
-        return self._of[column]
-
-    def new(self, text: str) -> str:
-        """A name like the text that is still free, by case too."""
-        base = _name(text)
-        name, number = base, 2
-        while name.lower() in self._taken:
-            name, number = f"{base}_{number}", number + 1
-        self._taken.add(name.lower())
-        return name
-
-
-def _name(text: str) -> str:
-    name = re.sub(r"[^A-Za-z0-9_]", "_", text)[:LONGEST_NAME]
-    name = name if name[:1].isalpha() else f"f_{name}"
-    return name if is_argument(name) else f"{name}_"
 
 
 def _quoted(text: str) -> str:
