@@ -52,7 +52,8 @@ _TIME = r"time|timestamp|ts|datetime|date_?time|shown_at|event_time|time_ms"
 
 _MODEL = """\
 # Products of pairs, weight decay and the mean of narrow networks, for tables of many numbers. Six
-# networks have dropout, two have none: how much these and those count, validation says.
+# networks have dropout, two have none, and boosted trees stand beside them: how much each kind
+# counts for a task, validation says.
 model:
   dim: 8
   interactions: [fm, dot]
@@ -62,6 +63,9 @@ model:
   embedding_dropout: 0.2
   members: 6
   variants: [{members: 2, dropout: 0.0, embedding_dropout: 0.0}]
+"""
+_TREES = "  trees: {}\n"
+_TRAIN = """\
 train:
   epochs: 3
   table_learning_rate: 0.03
@@ -218,7 +222,8 @@ def infer(
         + "}"
         for name, given in tasks
     ]
-    return "\n".join(lines) + "\n" + _MODEL
+    # Trees do not read the keys' own ids; where there is nothing else, there are none.
+    return "\n".join(lines) + "\n" + _MODEL + (_TREES if encoded else "") + _TRAIN
 
 
 def _counters(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -12,12 +12,14 @@ import tf_keras
 from recsys.balancing import make_balancer
 from recsys.layers import GatedDense
 from recsys.layers.randomness import draw_seed, fold_in
+from recsys.layers.tree_ensemble import Forest, TreeEnsemble
 from recsys.losses import MultiTaskLoss, TaskLoss
 from recsys.losses.multi_task import Mode
 from recsys.network import Network
 from recsys.optimizers import WarmupDecay, make_optimizer
 from recsys.packing import Packing
 from recsys.spec.records import Focal, Huber, Spec, Task
+from recsys.trees import TreeInputs
 
 Batch = Mapping[str, tf.Tensor]
 
@@ -32,7 +34,8 @@ class RankingModel(tfrs.Model):
     With `model.members` above one, that many networks are trained side by side, each on
     its own loss, and the mean of their logits is what the model answers; with
     `model.variants`, the mean of each kind of network by its weight, `kind_weights`, float32
-    [kinds, tasks], equal ones until they are chosen (`training.weighing`).
+    [kinds, tasks], equal ones until they are chosen (`training.weighing`). With
+    `model.trees`, boosted trees are one more kind, the last, once they are fitted and `attach`ed.
 
     A regression's logit is its prediction (of log(1 + label), where the spec says so): what the
     network says times a deviation and plus a mean, which are `label_units`, float32 [2, tasks]
@@ -54,9 +57,11 @@ class RankingModel(tfrs.Model):
         ]
         self._task_names = [task.name for task in spec.tasks]
         self.kind_weights = None
-        if len(kinds) > 1:
+        self.trees: TreeEnsemble | None = None
+        if len(kinds) > 1 or spec.model.trees:
+            start = [1.0 / len(kinds)] * len(kinds) + [0.0] * (spec.model.trees is not None)
             self.kind_weights = tf.Variable(
-                tf.fill([len(kinds), len(spec.tasks)], 1.0 / len(kinds)),
+                tf.repeat(tf.constant(start)[:, tf.newaxis], len(spec.tasks), axis=1),
                 trainable=False,
                 name="kind_weights",
             )
@@ -86,18 +91,30 @@ class RankingModel(tfrs.Model):
         self, batch: Batch, training: bool | None = False, seed: tf.Tensor | None = None
     ) -> tf.Tensor:
         """Logits, float32 [batch, tasks]: the mean over the networks, by the weights of kinds."""
-        means = self._kind_means(self.member_logits(batch, training, seed))
+        kinds = self._kind_logits(batch, training, seed)
         if self.kind_weights is None:
-            return means[0]
-        weights = tf.unstack(self.kind_weights)
-        return tf.add_n([mean * weight for mean, weight in zip(means, weights, strict=True)])
+            return kinds[0]
+        # While the networks train there are no trees, whose weight is the last.
+        weights = tf.unstack(self.kind_weights)[: len(kinds)]
+        return tf.add_n([logits * weight for logits, weight in zip(kinds, weights, strict=True)])
 
-    def _kind_means(self, logits: list[tf.Tensor]) -> list[tf.Tensor]:
-        left = iter(logits)
-        return [
+    def _kind_logits(
+        self, batch: Batch, training: bool | None = False, seed: tf.Tensor | None = None
+    ) -> list[tf.Tensor]:
+        left = iter(self.member_logits(batch, training, seed))
+        means = [
             tf.add_n([next(left) for _ in range(kind.members)]) / kind.members
             for kind in self.spec.model.kinds
         ]
+        return means if self.trees is None else [*means, self.trees(self._tree_inputs(batch))]
+
+    def attach(self, forests: Sequence[Forest]) -> None:
+        """Take in fitted trees, a forest a task, before anything is predicted."""
+        trees = TreeEnsemble(
+            [forest.trees for forest in forests], forests[0].value.shape[1], name="trees"
+        )
+        trees.assign(forests)
+        self.trees, self._tree_inputs = trees, TreeInputs(self.spec)
 
     def member_logits(
         self, batch: Batch, training: bool | None = False, seed: tf.Tensor | None = None
@@ -181,8 +198,8 @@ class RankingModel(tfrs.Model):
 
     @tf.function(reduce_retracing=True)
     def predict_kinds(self, batch: Batch) -> tf.Tensor:
-        """Mean logits of each kind of network, float32 [batch, kinds, tasks]."""
-        return tf.stack(self._kind_means(self.member_logits(batch, False)), axis=1)
+        """Mean logits of each kind of network, and trees': float32 [batch, kinds, tasks]."""
+        return tf.stack(self._kind_logits(batch), axis=1)
 
 
 def build(spec: Spec, tables: Mapping[str, int], steps: int | None = None) -> RankingModel:

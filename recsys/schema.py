@@ -149,6 +149,33 @@ def model_inputs(spec: Spec) -> tuple[ModelInput, ...]:
     return tuple(_model_input(spec, feature) for feature in spec.features)
 
 
+def tree_inputs(spec: Spec) -> tuple[tuple[ModelInput, ModelInput | None], ...]:
+    """What boosted trees read: numbers, and single ids whose order means something.
+
+    Lists, hashes and the keys' own ids are left to the networks, and so is the position, which
+    serving does not know. A column that is both a number and quantile buckets is read once.
+
+    Returns:
+        Model inputs, a number with the buckets of its column, if any, which tell whether it is
+        missing.
+    """
+    numbers = {f.raw for f in spec.features if f.encode.kind in ("numeric", "piecewise")}
+    keys = {spec.data.keys.user, spec.data.keys.item}
+    buckets: dict[str, ModelInput] = {}
+    found: list[tuple[Feature, ModelInput]] = []
+    for feature, item in zip(spec.features, model_inputs(spec), strict=True):
+        if feature.encode.kind == "quantiles" and feature.raw in numbers:
+            buckets[feature.raw] = item
+        elif feature.raw in keys or feature.name == spec.model.position:
+            continue
+        elif item.kind != "ids" and not item.buckets:
+            found.append((feature, item))
+    return tuple(
+        (item, buckets.get(f.raw) if f.encode.kind in ("numeric", "piecewise") else None)
+        for f, item in found
+    )
+
+
 def _model_input(spec: Spec, feature: Feature) -> ModelInput:
     encode = encoding_of(feature)
     if isinstance(encode, History):

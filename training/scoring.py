@@ -24,8 +24,8 @@ def score_rows(model: Any, rows: Rows, batch: int = SCORE_BATCH) -> NDArray[np.f
 
 
 def score_kinds(model: Any, rows: Rows, batch: int = SCORE_BATCH) -> NDArray[np.float32]:
-    """Logits of each kind of network, float32 [rows, kinds, tasks]."""
-    shape = (0, len(model.spec.model.kinds), rows.labels.shape[1])
+    """Logits of each kind of network, and of trees: float32 [rows, kinds, tasks]."""
+    shape = (0, *model.kind_weights.shape)
     return _in_batches(model.predict_kinds, rows, batch, shape)
 
 

@@ -19,6 +19,7 @@ from recsys.artifacts import (
 from recsys.errors import EXIT_WRONG_USE, UserError
 from recsys.spec import dumps, fingerprints, load
 from recsys.spec.records import Spec
+from training.boosting import fit_trees
 from training.checkpoints import Position, Store
 from training.evaluation import EXPORT, check_features, evaluate
 from training.input import Rows, load_rows, open_split
@@ -227,28 +228,37 @@ def _finish(
     from recsys.model import build
 
     spec, run = job.spec, job.run
-    tell("finish", 0, 4, "best weights")
-    if model is None:
+    tell("finish", 0, 5, "best weights")
+    if model is None or spec.model.trees is not None:
+        # What was traced while training would not know of trees.
         model = build(spec, features["tables"])
     position = Store(run / CHECKPOINTS).restore_best(
         model, warn=lambda text: tell("warning", 0, 1, text)
     )
-    tell("finish", 1, 4, "calibrating")
     rows = load_rows(spec, open_split(spec, job.features, "validation"))
-    weights = weigh_kinds(spec, model, rows) if spec.model.variants else None
+    kinds: dict[str, Any] = {}
+    if spec.model.trees is not None:
+        tell("finish", 1, 5, "boosting trees")
+        forests = fit_trees(spec, job.features, rows)
+        model.attach(forests)
+        counts = [forest.trees for forest in forests]
+        kinds["trees"] = dict(zip([task.name for task in spec.tasks], counts, strict=True))
+    tell("finish", 2, 5, "calibrating")
+    if model.kind_weights is not None:
+        kinds["weights_of_kinds"] = weigh_kinds(spec, model, rows)
     calibrations = calibrate(job, model, rows)
-    tell("finish", 2, 4, "exporting")
+    tell("finish", 3, 5, "exporting")
     with write_folder(run / EXPORT, replace=True) as folder:
         export(model, spec, job.features / "transform", folder, calibrations)
-    write_manifest(run, "run", *_content(job, run_id, workers, position, features, start, weights))
-    tell("finish", 3, 4, "evaluating on validation")
+    write_manifest(run, "run", *_content(job, run_id, workers, position, features, start, kinds))
+    tell("finish", 4, 5, "evaluating on validation")
     try:
         evaluate(run, "validation")
     except BaseException:
         (run / MANIFEST).unlink()
         raise
     shutil.rmtree(run / FOLDER, ignore_errors=True)
-    tell("finish", 4, 4, "done")
+    tell("finish", 5, 5, "done")
     return read_manifest(run, "run")
 
 
@@ -290,7 +300,7 @@ def _content(
     position: Position,
     features: dict[str, Any],
     start: dict[str, Any] | None,
-    weights: dict[str, list[float]] | None,
+    kinds: dict[str, Any],
 ) -> tuple[dict[str, str], dict[str, Any]]:
     prints = fingerprints(job.spec)
     best = position.best or {}
@@ -308,7 +318,7 @@ def _content(
                 "best_epoch": best.get("epoch"),
                 "score": best.get("score"),
                 "time_range": features.get("time_range", {}),
-                **({"weights_of_kinds": weights} if weights else {}),
+                **kinds,
             },
             **({"warm_start": start} if start else {}),
         },

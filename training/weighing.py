@@ -1,4 +1,4 @@
-"""How much each kind of network counts (`model.variants`), told by validation rows."""
+"""How much each kind of network (`model.variants`) and trees count, told by validation rows."""
 
 from __future__ import annotations
 
@@ -19,21 +19,24 @@ def weigh_kinds(spec: Spec, model: Any, rows: Rows) -> dict[str, list[float]]:
 
     Args:
         spec: The spec.
-        model: A trained model with `model.variants`.
+        model: A trained model with `model.variants` or `model.trees`, the trees attached.
         rows: Validation rows.
 
     Returns:
-        Weights by task, in the order of `spec.model.kinds`. Those of a regression, and of a task
-        whose validation labels are all alike, are equal.
+        Weights by task, in the order of `spec.model.kinds`, then that of the trees. Those of a
+        regression, and of a task whose validation labels are all alike, are equal. A task
+        without trees gives them none.
     """
     logits = score_kinds(model, rows)
     weights = {}
     for index, task in enumerate(spec.tasks):
         observed = answered(spec, task.name, rows.labels)
-        weights[task.name] = (
-            np.full(logits.shape[1], 1.0 / logits.shape[1])
+        there = logits.shape[1] - (model.trees is not None and not model.trees.tree_counts[index])
+        weights[task.name] = np.zeros(logits.shape[1])
+        weights[task.name][:there] = (
+            1.0 / there
             if task.is_regression
-            else stacked(rows.labels[observed, index], logits[observed, :, index])
+            else stacked(rows.labels[observed, index], logits[observed, :there, index])
         )
     model.kind_weights.assign(np.stack(list(weights.values()), axis=1))
     return {name: [float(w) for w in of] for name, of in weights.items()}

@@ -17,6 +17,7 @@ from recsys.layers.position_tower import PositionTower
 from recsys.layers.sharing import PLE, MMoE, SharedBottom
 from recsys.layers.side_match import SideMatch
 from recsys.layers.target_attention import TargetAttention
+from recsys.layers.tree_ensemble import Forest, TreeEnsemble
 
 __all__ = [
     "PADDING_ROW",
@@ -24,6 +25,7 @@ __all__ = [
     "TABLE_VARIABLE",
     "CrossNetwork",
     "DotProducts",
+    "Forest",
     "FusedEmbedding",
     "GatedDense",
     "GatedTower",
@@ -36,6 +38,7 @@ __all__ = [
     "SharedBottom",
     "SideMatch",
     "TargetAttention",
+    "TreeEnsemble",
     "encode_piecewise_linear",
     "hash_rows",
     "make_interaction",

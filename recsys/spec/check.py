@@ -199,6 +199,15 @@ def _model(spec: Spec) -> Iterator[Finding]:
                     f"match needs a feature of the {owner} with an embedding (not numeric)",
                     "",
                 )
+    from recsys.schema import tree_inputs  # it imports this package itself
+
+    if spec.model.trees is not None and not tree_inputs(spec):
+        yield (
+            ("model", "trees"),
+            "trees need a feature with a number or single ids (neither a key, a hash, a list "
+            "nor the position)",
+            "",
+        )
     if spec.model.position is not None:
         ids = [
             f.name

@@ -377,6 +377,23 @@ class Variant(Record):
     embedding_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
 
 
+class Trees(Record):
+    """Gradient-boosted trees beside the networks, for tables where numbers say most.
+
+    Each task has its own, at most `count` of them: fitting stops when the validation loss no
+    longer falls. They read numbers and single ids (by frequency; neither the keys' own nor
+    hashes), and are fitted, when the networks are trained, by one process on no more than
+    `rows` rows. The mean of the networks and the trees each have a weight by task, fitted on
+    validation rows.
+    """
+
+    count: Annotated[int, Field(ge=1, le=2000)] = 500
+    leaves: Annotated[int, Field(ge=2, le=64)] = 16
+    leaf_rows: Positive = 50
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    rows: Positive = 500_000
+
+
 class Model(Record):
     """The network.
 
@@ -402,13 +419,14 @@ class Model(Record):
     position: str | None = None
     members: Annotated[int, Field(ge=1, le=16)] = 1
     variants: Annotated[tuple[Variant, ...], Field(max_length=4)] = ()
+    trees: Trees | None = None
     recompute: bool = False
     xla: bool = False
 
     @property
     def kinds(self) -> tuple[Model, ...]:
         """The model's own kind of network, and that of each variant."""
-        own = self.model_copy(update={"variants": ()})
+        own = self.model_copy(update={"variants": (), "trees": None})
         changes = [variant.model_dump(exclude_none=True) for variant in self.variants]
         return (own, *(own.model_copy(update=change) for change in changes))
 
@@ -530,6 +548,8 @@ class Spec(Record):
                     )
                     for v in self.model.variants
                 ),
+                "trees": self.model.trees
+                and self.model.trees.model_copy(update={"count": min(self.model.trees.count, 5)}),
             }
         )
         small = {"epochs": 1, "batch_size": 64, "max_steps": steps, **train}

@@ -163,12 +163,14 @@ def test_the_reader_has_the_hash_that_is_named(length: int) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Features, and a run of the model that a spec has by default."""
+    """Features, and a run of a network with trees beside it."""
     folder = tmp_path_factory.mktemp("device")
     log = make_log(folder / "world")
-    run_features(phone_spec(), folder / "world", folder / "features")
-    training.train(phone_spec(), folder / "features", folder / "run")
-    return {"folder": folder, "log": log, "spec": phone_spec()}
+    spec = phone_spec("dim: 4, shared: [16], towers: [8], trees: {leaf_rows: 5}")
+    run_features(spec, folder / "world", folder / "features")
+    trained = training.train(spec, folder / "features", folder / "run")["trained"]
+    assert max(weights[-1] for weights in trained["weights_of_kinds"].values()) > 0.2
+    return {"folder": folder, "log": log, "spec": spec}
 
 
 def make_version(made: dict[str, Any], folder: Path) -> Spec:

@@ -1,0 +1,187 @@
+"""Boosted trees beside the networks: as scikit-learn fits them, and as they are served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from make_features import make_columns, make_features, small_spec
+
+import training
+from recsys.artifacts import read_manifest
+from recsys.layers import TreeEnsemble
+from recsys.spec import Spec
+from recsys.spec.records import SquaredError, Trees
+from training import boosting
+from training.boosting import fit_trees
+from training.evaluation import load_numeric
+from training.input import load_rows, open_split
+
+pytestmark = pytest.mark.long
+
+
+def with_trees(spec: Spec | None = None, **trees: Any) -> Spec:
+    spec = spec or small_spec(calibration="none")
+    part = spec.model.model_copy(update={"trees": Trees(**{"leaf_rows": 10, **trees})})
+    return spec.model_copy(update={"model": part})
+
+
+def validation_of(spec: Spec, features: Path) -> Any:
+    return load_rows(spec, open_split(spec, features, "validation"))
+
+
+@pytest.mark.parametrize("regression", [False, True])
+def test_all_answers_are_those_of_scikit_learn(regression: bool) -> None:
+    from sklearn import ensemble
+
+    rng = np.random.default_rng(0)
+    x = np.round(rng.normal(size=(3000, 4)), 1).astype(np.float32)
+    x[:, 3] = rng.random(3000)  # more values than bins: thresholds are percentiles
+    signal = np.where(x[:, 0] > 0.2, 2.0, -1.0) * (x[:, 1] > 0) + x[:, 3]
+    y = (
+        signal + rng.normal(size=3000)
+        if regression
+        else (rng.random(3000) < 1 / (1 + np.exp(-signal))).astype(float)
+    )
+    fitted = {}
+
+    for name in ("HistGradientBoostingClassifier", "HistGradientBoostingRegressor"):
+
+        class Kept(getattr(ensemble, name)):
+            def fit(self, *args: Any, **kwargs: Any) -> Any:
+                fitted["booster"] = self
+                return super().fit(*args, **kwargs)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ensemble, name, Kept)
+            if regression == name.endswith("Regressor"):
+                weights = np.where(np.arange(2000) % 2, 1.0, 3.0)
+                forest = boosting._boost(
+                    Trees(count=200, leaves=8),
+                    0,
+                    regression,
+                    (x[:2000], y[:2000], weights),
+                    (x[2000:2500], y[2000:2500]),
+                )
+    booster = fitted["booster"]
+    staged = (
+        booster.staged_predict(x)
+        if regression
+        else (part[:, 0] for part in booster._staged_raw_predict(x))
+    )
+    stages = [np.ravel(stage) for stage in staged]
+    held_y, losses = y[2000:2500], []
+    for stage in stages:
+        z = stage[2000:2500]
+        losses.append(
+            np.mean((held_y - z) ** 2) if regression else np.mean(np.logaddexp(0, z) - held_y * z)
+        )
+    # As many trees as give the least loss on validation, and no more.
+    assert forest.trees == 1 + int(np.argmin(losses)) < 200
+    layer = TreeEnsemble([forest.trees], 8)
+    layer.assign([forest])
+    np.testing.assert_allclose(layer(x)[:, 0], stages[forest.trees - 1], atol=1e-5)
+
+
+def test_a_run_answers_by_the_weights_of_networks_and_trees(features: Path, tmp_path: Path) -> None:
+    spec = with_trees()
+    run = tmp_path / "run"
+    manifest = training.train(spec, features, run)
+    trained = manifest["trained"]
+    assert manifest == read_manifest(run, "run")
+    # The price tells conversions; of a click it tells something by the item.
+    assert trained["trees"]["click"] > 5 and trained["trees"]["conversion"] > 5
+    for weights in trained["weights_of_kinds"].values():
+        assert len(weights) == 2 and sum(weights) == pytest.approx(1.0) and min(weights) >= 0
+    assert trained["weights_of_kinds"]["conversion"][1] > 0.1
+
+    forests = fit_trees(spec, features, validation_of(spec, features))
+    assert [f.trees for f in forests] == list(trained["trees"].values())
+    layer = TreeEnsemble([f.trees for f in forests], forests[0].value.shape[1])
+    layer.assign(forests)
+    columns = make_columns(400, seed=1)
+    price, device = (columns[name].to_numpy().astype(np.float32) for name in ("price", "device"))
+    by_trees = layer(np.stack([device, price], axis=1)).numpy()
+
+    plain = spec.model_copy(update={"model": spec.model.model_copy(update={"trees": None})})
+    training.train(plain, features, tmp_path / "plain")
+    inputs = {name: columns[name].to_numpy() for name in ("user", "item", "price", "device")}
+    inputs["tags"] = columns["tags"].flatten().to_numpy().reshape(400, 3)
+    inputs = {name: tf.constant(value) for name, value in inputs.items()}
+
+    def logit(probability: Any) -> np.ndarray:
+        return np.log(probability) - np.log1p(-np.asarray(probability))
+
+    served, networks = (load_numeric(tmp_path / n / "export")(**inputs) for n in ("run", "plain"))
+    for at, (task, name) in enumerate(
+        [("click", "click"), ("conversion", "conversion_given_click")]
+    ):
+        own, trees = trained["weights_of_kinds"][task]
+        expected = own * logit(networks[name]) + trees * by_trees[:, at]
+        np.testing.assert_allclose(logit(served[name]), expected, atol=1e-3)
+
+
+def test_no_trees_where_all_labels_are_alike(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    spec = with_trees()
+    features = make_features(tmp_path / "features", spec)
+    for path in (features / "examples").rglob("*.parquet"):
+        table = pq.read_table(path)
+        never = pa.array(np.zeros(len(table), np.float32))
+        at = table.column_names.index("label:conversion")
+        pq.write_table(table.set_column(at, "label:conversion", never), path)
+    trained = training.train(spec, features, tmp_path / "run")["trained"]
+    assert trained["trees"]["conversion"] == 0 < trained["trees"]["click"]
+    assert trained["weights_of_kinds"]["conversion"] == [1.0, 0.0]
+
+
+def test_a_head_after_a_click_learns_from_clicks_alone(
+    features: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def note(trees: Trees, seed: int, regression: bool, train: Any, validation: Any) -> Any:
+        seen.append((train, validation))
+        return boosting.Forest.empty(trees.leaves)
+
+    monkeypatch.setattr(boosting, "_boost", note)
+    spec = with_trees()
+    validation = validation_of(spec, features)
+    rows = load_rows(spec, open_split(spec, features, "train"))
+    fit_trees(spec, features, validation)
+    (click, _), (conversion, checked) = seen
+    clicked = rows.labels[:, 0] == 1
+    np.testing.assert_array_equal(click[1], rows.labels[:, 0])
+    np.testing.assert_array_equal(conversion[1], rows.labels[clicked, 1])
+    assert len(checked[1]) == (validation.labels[:, 0] == 1).sum()
+
+    # No more than `rows` of them, the same every time.
+    seen.clear()
+    fit_trees(with_trees(rows=300), features, validation)
+    fit_trees(with_trees(rows=300), features, validation)
+    assert len(seen[0][0][1]) == 300
+    np.testing.assert_array_equal(seen[0][0][0], seen[2][0][0])
+
+    # Negatives that stand for others weigh as much as these.
+    seen.clear()
+    fit_trees(with_trees(small_spec(negative_sampling=0.5)), features, validation)
+    (_, labels, weights), _ = seen[0]
+    assert set(weights[labels == 0]) == {2.0} and set(weights[labels == 1]) == {1.0}
+
+
+def test_a_regression_is_told_in_its_own_unit(tmp_path: Path) -> None:
+    from test_regression import regression, with_times
+
+    spec = with_trees(regression(SquaredError()))
+    features = with_times(tmp_path / "features", spec)
+    forests = fit_trees(spec, features, validation_of(spec, features))
+    # Times lie around 20,000 and follow the price.
+    assert 15_000 < forests[1].base < 25_000
+    training.train(spec, features, tmp_path / "run")
+    tested = training.evaluate(tmp_path / "run", "test")["tasks"]["conversion_given_click"]
+    assert tested["r2"] > 0.9

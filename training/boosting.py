@@ -1,0 +1,139 @@
+"""Gradient-boosted trees beside the networks (`model.trees`), fitted once these are trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.layers.tree_ensemble import Forest, Node
+from recsys.spec.records import Spec, Trees
+from recsys.trees import TreeInputs
+from training.input import Rows, kept_rows, load_rows, open_split
+from training.scoring import answered
+
+PATIENCE = 20
+"""Trees without a smaller validation loss after which no more are fitted."""
+
+UNCHECKED = 100
+"""The most trees of a task that validation cannot speak of."""
+
+READ = 65_536
+
+
+def fit_trees(spec: Spec, features: Path, validation: Rows) -> list[Forest]:
+    """Boost the trees of each task, on the rows that its head speaks of.
+
+    Trees read `recsys.schema.tree_inputs`, minimize the log loss (squared error of a
+    regression), and are no more than give the least loss on validation. Friedman 2001, Greedy
+    Function Approximation; grown by histograms, the leaf of most gain first, as in LightGBM (Ke
+    et al. 2017), by scikit-learn.
+
+    Args:
+        spec: The spec, with `model.trees`.
+        features: The features folder.
+        validation: Validation rows.
+
+    Returns:
+        A forest a task, an empty one where a task's training labels are all alike.
+    """
+    trees = spec.model.trees
+    assert trees is not None
+    split = open_split(spec, features, "train")
+    kept = kept_rows(spec, split)
+    total = split.rows if kept is None else len(kept)
+    if total > trees.rows:
+        some = np.random.default_rng(spec.train.seed).choice(total, trees.rows, replace=False)
+        some.sort()
+        kept = some if kept is None else kept[some]
+    train = load_rows(spec, split, kept=kept)
+    inputs = TreeInputs(spec)
+    x, x_validation = _columns(inputs, train), _columns(inputs, validation)
+    forests = []
+    for index, task in enumerate(spec.tasks):
+        chosen = _labelled(spec, task.name, train.labels[:, index], train)
+        checked = _labelled(spec, task.name, validation.labels[:, index], validation)
+        y, y_validation = train.labels[chosen, index], validation.labels[checked, index]
+        if task.by_logarithm:
+            y, y_validation = np.log1p(y), np.log1p(y_validation)
+        if not len(y) or y.min() == y.max():
+            forests.append(Forest.empty(trees.leaves))
+            continue
+        forests.append(
+            _boost(
+                trees,
+                spec.train.seed,
+                task.is_regression,
+                (x[chosen], y, train.weights[chosen]),
+                (x_validation[checked], y_validation),
+            )
+        )
+    return forests
+
+
+def _labelled(spec: Spec, task: str, labels: NDArray[Any], rows: Rows) -> NDArray[np.bool_]:
+    return answered(spec, task, rows.labels) & ~np.isnan(labels)
+
+
+def _columns(inputs: TreeInputs, rows: Rows) -> NDArray[np.float32]:
+    """What trees read, [rows, columns], made by the graph that serves."""
+    import tensorflow as tf
+
+    read = tf.function(inputs, reduce_retracing=True)
+    found = np.empty((len(rows), inputs.width), np.float32)
+    for start in range(0, len(rows), READ):
+        part = slice(start, start + READ)
+        batch = {"ids": tf.constant(rows.ids[part]), "numbers": tf.constant(rows.numbers[part])}
+        found[part] = read(batch).numpy()
+    return found
+
+
+def _boost(
+    trees: Trees,
+    seed: int,
+    regression: bool,
+    train: tuple[NDArray[Any], NDArray[Any], NDArray[Any]],
+    validation: tuple[NDArray[Any], NDArray[Any]],
+) -> Forest:
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
+    x, y, weights = train
+    kind = HistGradientBoostingRegressor if regression else HistGradientBoostingClassifier
+    checked = len(validation[1]) > 0 and (regression or validation[1].min() != validation[1].max())
+    booster = kind(
+        learning_rate=trees.learning_rate,
+        max_iter=trees.count if checked else min(trees.count, UNCHECKED),
+        max_leaf_nodes=trees.leaves,
+        min_samples_leaf=trees.leaf_rows,
+        l2_regularization=1.0,
+        early_stopping=checked,
+        n_iter_no_change=PATIENCE,
+        scoring="loss",
+        random_state=seed,
+    )
+    held = {"X_val": validation[0], "y_val": validation[1]} if checked else {}
+    # Weights, even equal ones, make scikit-learn take five times as long.
+    weigh = {} if (weights == weights[0]).all() else {"sample_weight": weights}
+    booster.fit(x, y, **weigh, **held)
+    # scikit-learn has no public way to a fitted booster's nodes; a test compares all answers.
+    grown = [_nodes(part.nodes) for step in booster._predictors for part in step]
+    # What came after the smallest loss was of no use to rows that trees have not seen.
+    best = int(np.argmin(-booster.validation_score_)) if checked else len(grown)
+    base = float(np.ravel(booster._baseline_prediction)[0])
+    return Forest.of(grown[:best], trees.leaves, base)
+
+
+def _nodes(nodes: NDArray[Any]) -> list[Node]:
+    return [
+        Node(
+            is_leaf=bool(node["is_leaf"]),
+            value=float(node["value"]),
+            feature=int(node["feature_idx"]),
+            threshold=float(node["num_threshold"]),
+            left=int(node["left"]),
+            right=int(node["right"]),
+        )
+        for node in nodes
+    ]
