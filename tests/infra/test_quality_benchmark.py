@@ -206,9 +206,10 @@ def test_each_variant_is_one_change_and_none_repeats_the_spec() -> None:
 
 
 @pytest.mark.parametrize("layout", ["funnel", "parallel"])
-def test_the_other_domain_is_as_it_says(tmp_path: Path, layout: Any) -> None:
-    other_domain.generate(tmp_path / "a", layout, rows=20_000, seed=1)
-    other_domain.generate(tmp_path / "b", layout, rows=20_000, seed=1)
+@pytest.mark.parametrize("response", ["curves", "trees"])
+def test_the_other_domain_is_as_it_says(tmp_path: Path, layout: Any, response: Any) -> None:
+    other_domain.generate(tmp_path / "a", layout, rows=20_000, seed=1, response=response)
+    other_domain.generate(tmp_path / "b", layout, rows=20_000, seed=1, response=response)
     table = tmp_path / "a" / other_domain.TABLE
     assert table.read_bytes() == (tmp_path / "b" / other_domain.TABLE).read_bytes()
     log = pyarrow.csv.read_csv(table).to_pandas()

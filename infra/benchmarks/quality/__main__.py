@@ -73,7 +73,7 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument(
         "--domain",
-        choices=["spec", "other", "flights"],
+        choices=["spec", "other", "trees", "flights"],
         default="spec",
         help="the data of --spec, or tables whose spec is inferred: simulated, or of flights",
     )
@@ -170,7 +170,8 @@ def _inferred(given: argparse.Namespace, options: Options) -> list[Bench]:
                 package = flights.find_package(options.peer_python)
                 flights.generate(out / "data", layout, package, given.rows)
             else:
-                other_domain.generate(out / "data", layout, given.rows)
+                response: other_domain.Response = "trees" if given.domain == "trees" else "curves"
+                other_domain.generate(out / "data", layout, given.rows, response=response)
         given.input = out / "data"
         spec = loads(infer(given.input / table), table)
         benches.append(_compare(given, options, spec, out, f"quality-{given.domain}-{layout}"))

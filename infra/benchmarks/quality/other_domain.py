@@ -4,6 +4,9 @@ Twelve days of listings that live three days each: on the last day, the test spl
 of the items were not there in training. Two thirds of the signal lie in thirty numeric columns
 (skewed, with gaps, partly interacting), which is where boosted trees are at home; the rest in
 categories, in what users like, and in the quality of the single item.
+
+In the domain `other` the numbers speak by curves and products of pairs, in `trees` by random
+decision trees, the very form of what boosted trees learn.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from numpy.typing import NDArray
 from recsys.artifacts import write_folder
 
 Layout = Literal["funnel", "parallel"]
+Response = Literal["curves", "trees"]
 
 DAYS, LIFE = 12, 3
 START = datetime(2024, 3, 1, tzinfo=UTC)
@@ -30,7 +34,13 @@ TABLE = "listings.csv"
 TASKS = {"funnel": ("click", "conversion"), "parallel": ("like", "share")}
 
 
-def generate(folder: Path, layout: Layout, rows: int = 150_000, seed: int = 0) -> None:
+def generate(
+    folder: Path,
+    layout: Layout,
+    rows: int = 150_000,
+    seed: int = 0,
+    response: Response = "curves",
+) -> None:
     """Write `listings.csv`, one row an impression, and `truth.csv` with its probabilities.
 
     Args:
@@ -38,6 +48,7 @@ def generate(folder: Path, layout: Layout, rows: int = 150_000, seed: int = 0) -
         layout: `funnel` (a conversion follows a click) or `parallel` (like, share).
         rows: How many impressions.
         seed: The same seed gives the same files.
+        response: How labels follow the numbers.
     """
     rng = np.random.default_rng(seed)
     day = np.sort(rng.integers(0, DAYS, rows))
@@ -61,7 +72,8 @@ def generate(folder: Path, layout: Layout, rows: int = 150_000, seed: int = 0) -
     quality = rng.normal(size=(items, 2))
     logits = []
     for task in range(2):
-        from_numbers = _standard(_response(rng, list(numbers.values())))
+        speak = _curves if response == "curves" else _trees
+        from_numbers = _standard(speak(rng, _ranks(list(numbers.values()))))
         from_ids = _standard(
             0.6 * (taste[user] * style[category[item]]).sum(1) / 2
             + 0.7 * by_segment[segment[user], category[item]]
@@ -115,11 +127,32 @@ def _shape(values: NDArray[Any], at: int) -> NDArray[Any]:
     return values
 
 
-def _response(rng: np.random.Generator, numbers: list[NDArray[Any]]) -> NDArray[Any]:
-    """What the numbers say: steps, bumps and slopes of some, products of pairs of others."""
+def _ranks(numbers: list[NDArray[Any]]) -> list[NDArray[Any]]:
+    """The numbers' ranks, from 0 to 1."""
     # Counts have many ties, whose order in an unstable sort depends on the processor.
-    ranks = [np.argsort(np.argsort(v, kind="stable")) / len(v) for v in numbers]
-    total = np.zeros(len(numbers[0]))
+    return [np.argsort(np.argsort(v, kind="stable")) / len(v) for v in numbers]
+
+
+def _trees(rng: np.random.Generator, ranks: list[NDArray[Any]]) -> NDArray[Any]:
+    """What the numbers say as 25 trees, 3 to 5 deep, of 3 to 6 numbers each."""
+    total = np.zeros(len(ranks[0]))
+    for _ in range(25):
+        chosen = rng.choice(len(ranks), int(rng.integers(3, 7)), replace=False)
+        parts = [np.arange(len(total))]
+        for _ in range(int(rng.integers(3, 6))):
+            halves = []
+            for part in parts:
+                x, at = ranks[int(rng.choice(chosen))][part], rng.uniform(0.2, 0.8)
+                halves += [part[x <= at], part[x > at]]
+            parts = halves
+        for part in parts:
+            total[part] += rng.normal()
+    return total
+
+
+def _curves(rng: np.random.Generator, ranks: list[NDArray[Any]]) -> NDArray[Any]:
+    """What the numbers say: steps, bumps and slopes of some, products of pairs of others."""
+    total = np.zeros(len(ranks[0]))
     for rank in rng.permutation(len(ranks))[:14]:
         x, weight, at = ranks[rank], rng.normal(), rng.uniform(0.2, 0.8)
         kind = int(rng.integers(3))
