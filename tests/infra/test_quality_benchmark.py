@@ -21,6 +21,7 @@ from infra.benchmarks.quality.variants import variants, with_seed
 from infra.infer import infer
 from recsys.artifacts import write_manifest
 from recsys.spec import Spec, fingerprints, loads
+from recsys.spec.records import Trees
 
 SPEC = """
 name: shop
@@ -202,6 +203,10 @@ def test_each_variant_is_one_change_and_none_repeats_the_spec() -> None:
     ]
     assert found["with match"].model.interactions == (*spec.model.interactions, "match")
     assert "balancing fixed" not in found  # that is as shipped
+    assert "without trees" not in found  # it has none
+    model = spec.model.model_copy(update={"trees": Trees()})
+    grown = variants(spec.model_copy(update={"model": model}))
+    assert grown["without trees"] == spec
     assert len({variant.model_dump_json() for variant in found.values()}) == len(found)
 
 

@@ -27,7 +27,8 @@ def with_seed(spec: Spec, seed: int) -> Spec:
 
 
 def variants(spec: Spec) -> dict[str, Spec]:
-    """Variants by name: balancing, loss, calibration, interactions, sharing, members, features.
+    """Variants by name: balancing, loss, calibration, interactions, sharing, members, trees,
+    features.
 
     The spec itself is `as shipped`; a variant that is no change of it is left out.
     """
@@ -52,6 +53,7 @@ def variants(spec: Spec) -> dict[str, Spec]:
         add(f"sharing {kind}", _set("model", "sharing", {"kind": kind}))
     for members in (1, 2):
         add(f"members {members}", _set("model", "members", members))
+    add("without trees", _set("model", "trees", None))
     for kind, name in (("history", "without history"), ("counter", "without counters")):
         add(name, _without(kind))
     return found
