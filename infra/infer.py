@@ -51,8 +51,8 @@ _ROW = r"(unnamed: *\d+|index|row|id|(row|impression|event|log|example|sample)_?
 _TIME = r"time|timestamp|ts|datetime|date_?time|shown_at|event_time|time_ms"
 
 _MODEL = """\
-# Products of pairs, weight decay and the mean of narrow networks, for tables of many numbers. Six
-# networks have dropout, two have none, and boosted trees stand beside them: how much each kind
+# Products of pairs, weight decay and the mean of narrow networks, for tables of many numbers. Three
+# networks have dropout, one has none, and boosted trees stand beside them: how much each kind
 # counts for a task, validation says.
 model:
   dim: 8
@@ -61,8 +61,8 @@ model:
   towers: [32]
   dropout: 0.1
   embedding_dropout: 0.2
-  members: 6
-  variants: [{members: 2, dropout: 0.0, embedding_dropout: 0.0}]
+  members: 3
+  variants: [{members: 1, dropout: 0.0, embedding_dropout: 0.0}]
 """
 _TREES = "  trees: {}\n"
 _TRAIN = """\

@@ -43,12 +43,13 @@ def fit_trees(spec: Spec, features: Path, validation: Rows) -> list[Forest]:
     assert trees is not None
     split = open_split(spec, features, "train")
     kept = kept_rows(spec, split)
-    total = split.rows if kept is None else len(kept)
-    if total > trees.rows:
-        some = np.random.default_rng(spec.train.seed).choice(total, trees.rows, replace=False)
-        some.sort()
+    some = _some(split.rows if kept is None else len(kept), trees.rows, spec.train.seed)
+    if some is not None:
         kept = some if kept is None else kept[some]
     train = load_rows(spec, split, kept=kept)
+    some = _some(len(validation), trees.rows, spec.train.seed)
+    if some is not None:
+        validation = Rows(**{name: array[some] for name, array in validation.arrays().items()})
     inputs = TreeInputs(spec)
     x, x_validation = _columns(inputs, train), _columns(inputs, validation)
     forests = []
@@ -71,6 +72,13 @@ def fit_trees(spec: Spec, features: Path, validation: Rows) -> list[Forest]:
             )
         )
     return forests
+
+
+def _some(total: int, limit: int, seed: int) -> NDArray[np.int64] | None:
+    """Which rows to take, ascending, where there are more than the limit."""
+    if total <= limit:
+        return None
+    return np.sort(np.random.default_rng(seed).choice(total, limit, replace=False))
 
 
 def _labelled(spec: Spec, task: str, labels: NDArray[Any], rows: Rows) -> NDArray[np.bool_]:

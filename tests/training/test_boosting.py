@@ -164,7 +164,7 @@ def test_a_head_after_a_click_learns_from_clicks_alone(
     seen.clear()
     fit_trees(with_trees(rows=300), features, validation)
     fit_trees(with_trees(rows=300), features, validation)
-    assert len(seen[0][0][1]) == 300
+    assert len(seen[0][0][1]) == len(seen[0][1][1]) == 300
     np.testing.assert_array_equal(seen[0][0][0], seen[2][0][0])
 
     # Negatives that stand for others weigh as much as these.
