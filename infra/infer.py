@@ -210,11 +210,11 @@ def infer(
         else:
             encode = f"{{kind: vocabulary, min_count: {SEEN}}}"
             lines.append(_feature(names.of[column.name], owner, column, encode))
-    lines += encoded
     if len(days) >= FEWEST_DAYS:
         for owner, of_owner in kinds.items():
             kinds[owner] = sorted(of_owner, key=lambda c: -c.distinct)[:COUNTED_KINDS]
-        lines += _counters(user_column, item_column, kinds, names, task_names, left_out)
+        encoded += _counters(user_column, item_column, kinds, names, task_names, left_out)
+    lines += encoded
     lines.append("tasks:")
     lines += [
         f"  - {{name: {_quoted(task_names.of[name])}, label: {{column: {_quoted(name)}}}"

@@ -97,6 +97,14 @@ def test_ids_that_new_rows_mostly_lack_are_left_out(frame: pd.DataFrame, tmp_pat
     assert "item_id" in [f.name for f in inferred(alone, tmp_path).features]
 
 
+def test_trees_where_there_is_something_to_read(frame: pd.DataFrame, tmp_path: Path) -> None:
+    assert inferred(frame, tmp_path).model.trees is not None
+    # Without any other column, keys are counted; without time as well, they are all there is.
+    keys = frame[["user_id", "item_id", "ts", "clicked", "bought"]]
+    assert inferred(keys, tmp_path).model.trees is not None
+    assert inferred(keys.drop(columns="ts"), tmp_path).model.trees is None
+
+
 def test_a_tenth_of_many_days_is_held_out_twice(frame: pd.DataFrame, tmp_path: Path) -> None:
     # 2024-01-01 and the 39 days after it.
     frame = pd.concat([frame] * 2, ignore_index=True)

@@ -96,6 +96,9 @@ def test_a_name_that_dangles_since_its_record_is_faulty_is_no_second_fault() -> 
         (("name: shop", "name: shop\nmodel: {position: item}"), "position", "context feature"),
         (("features:\n- {name: user, owner: user, encode: vocabulary}",
           "model: {interactions: [match]}\nfeatures:"), "interactions", "a feature of the user"),
+        (("- {name: price, owner: item, encode: {kind: quantiles, buckets: 5}}\n"
+          "- {name: hour, owner: context, encode: vocabulary}\n", "model: {trees: {}}\n"),
+         "trees", "a number or single ids"),
         (("quantiles, buckets: 5", "history, of: price"), "encode.of", "no item feature"),
         (("quantiles, buckets: 5", "counter, by: [item], task: by"), "encode.task", "'by'"),
         (("  impressions: log.csv", "  actions: {click: {path: clicks}}\n  impressions: a.csv"),
