@@ -41,7 +41,8 @@ class TreeInputs:
 
     def __call__(self, batch: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Columns, float32 [batch, width], of a packed batch."""
-        columns = [tf.cast(tf.gather(batch["ids"], self._ids, axis=1), tf.float32)]
+        ids = tf.gather(batch["ids"], tf.constant(self._ids, tf.int32), axis=1)
+        columns = [tf.cast(ids, tf.float32)]
         for field, bucket in self._numbers:
             values = batch["numbers"][:, field.start : field.start + field.length]
             if field.input.kind == "numbers":

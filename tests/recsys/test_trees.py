@@ -68,6 +68,24 @@ def test_columns_by_hand() -> None:
     assert inputs.width == 5
 
 
+@pytest.mark.parametrize("kept", ["shop", "size"])
+def test_ids_alone_and_numbers_alone(kept: str) -> None:
+    lines = TEXT.split("\n")
+    names = ["user", "item_again", kept]
+    chosen = [line for line in lines if any(f"name: {name}," in line for name in names)]
+    begin, end = lines.index("features:") + 1, lines.index("tasks:")
+    tail = [line.replace("position: place, ", "interactions: [], ") for line in lines[end:]]
+    spec = loads("\n".join([*lines[:begin], *chosen, *tail]))
+    values = {"shop": np.array([7, 8]), "size": np.array([0.5, -2.0])}
+    batch = Packing.of(spec).pack(
+        {"user": np.array([1, 2]), "item_again": np.array([4, 5]), kept: values[kept]}
+    )
+    inputs = TreeInputs(spec)
+    found = tf.function(inputs)({name: tf.constant(part) for name, part in batch.items()})
+    assert found.numpy().tolist() == [[value] for value in values[kept].tolist()]
+    assert inputs.width == 1
+
+
 @pytest.mark.parametrize("rows", [1, 2, 7, 64])
 def test_a_number_is_the_same_to_the_last_bit_in_batches_of_any_size(rows: int) -> None:
     spec = loads(TEXT.replace("bins: 3", "bins: 50"))
