@@ -387,7 +387,7 @@ class Trees(Record):
     validation rows.
     """
 
-    count: Annotated[int, Field(ge=1, le=2000)] = 500
+    count: Annotated[int, Field(ge=1, le=2000)] = 1000
     leaves: Annotated[int, Field(ge=2, le=64)] = 16
     leaf_rows: Positive = 50
     learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
