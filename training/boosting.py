@@ -128,7 +128,7 @@ def _boost(
     # scikit-learn has no public way to a fitted booster's nodes; a test compares all answers.
     grown = [_nodes(part.nodes) for step in booster._predictors for part in step]
     # What came after the smallest loss was of no use to rows that trees have not seen.
-    best = int(np.argmin(-booster.validation_score_)) if checked else len(grown)
+    best = int(np.argmax(booster.validation_score_)) if checked else len(grown)
     base = float(np.ravel(booster._baseline_prediction)[0])
     return Forest.of(grown[:best], trees.leaves, base)
 

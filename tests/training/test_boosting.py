@@ -34,7 +34,9 @@ def validation_of(spec: Spec, features: Path) -> Any:
 
 
 @pytest.mark.parametrize("regression", [False, True])
-def test_all_answers_are_those_of_scikit_learn(regression: bool) -> None:
+def test_all_answers_are_those_of_scikit_learn(
+    regression: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from sklearn import ensemble
 
     rng = np.random.default_rng(0)
@@ -46,39 +48,29 @@ def test_all_answers_are_those_of_scikit_learn(regression: bool) -> None:
         if regression
         else (rng.random(3000) < 1 / (1 + np.exp(-signal))).astype(float)
     )
-    fitted = {}
+    name = "HistGradientBoosting" + ("Regressor" if regression else "Classifier")
+    made: list[Any] = []
 
-    for name in ("HistGradientBoostingClassifier", "HistGradientBoostingRegressor"):
+    class Kept(getattr(ensemble, name)):
+        def fit(self, *args: Any, **kwargs: Any) -> Any:
+            made.append(self)
+            return super().fit(*args, **kwargs)
 
-        class Kept(getattr(ensemble, name)):
-            def fit(self, *args: Any, **kwargs: Any) -> Any:
-                fitted["booster"] = self
-                return super().fit(*args, **kwargs)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ensemble, name, Kept)
-            if regression == name.endswith("Regressor"):
-                weights = np.where(np.arange(2000) % 2, 1.0, 3.0)
-                forest = boosting._boost(
-                    Trees(count=200, leaves=8),
-                    0,
-                    regression,
-                    (x[:2000], y[:2000], weights),
-                    (x[2000:2500], y[2000:2500]),
-                )
-    booster = fitted["booster"]
+    monkeypatch.setattr(ensemble, name, Kept)
+    weights = np.where(np.arange(2000) % 2, 1.0, 3.0)
+    train, held = (x[:2000], y[:2000], weights), (x[2000:2500], y[2000:2500])
+    forest = boosting._boost(Trees(count=200, leaves=8), 0, regression, train, held)
+    [booster] = made
     staged = (
         booster.staged_predict(x)
         if regression
         else (part[:, 0] for part in booster._staged_raw_predict(x))
     )
     stages = [np.ravel(stage) for stage in staged]
-    held_y, losses = y[2000:2500], []
-    for stage in stages:
-        z = stage[2000:2500]
-        losses.append(
-            np.mean((held_y - z) ** 2) if regression else np.mean(np.logaddexp(0, z) - held_y * z)
-        )
+    losses = []
+    for z in (stage[2000:2500] for stage in stages):
+        each = (held[1] - z) ** 2 if regression else np.logaddexp(0, z) - held[1] * z
+        losses.append(np.mean(each))
     # As many trees as give the least loss on validation, and no more.
     assert forest.trees == 1 + int(np.argmin(losses)) < 200
     layer = TreeEnsemble([forest.trees], 8)
