@@ -12,6 +12,7 @@ from recsys.layers.tree_ensemble import Forest, Node
 from recsys.spec.records import Spec, Trees
 from recsys.trees import TreeInputs
 from training.input import Rows, kept_rows, load_rows, open_split
+from training.moments import in_heads_unit
 from training.scoring import answered
 
 PATIENCE = 20
@@ -56,9 +57,10 @@ def fit_trees(spec: Spec, features: Path, validation: Rows) -> list[Forest]:
     for index, task in enumerate(spec.tasks):
         chosen = _labelled(spec, task.name, train.labels[:, index], train)
         checked = _labelled(spec, task.name, validation.labels[:, index], validation)
-        y, y_validation = train.labels[chosen, index], validation.labels[checked, index]
-        if task.by_logarithm:
-            y, y_validation = np.log1p(y), np.log1p(y_validation)
+        y, y_validation = (
+            in_heads_unit(task, labels)
+            for labels in (train.labels[chosen, index], validation.labels[checked, index])
+        )
         if not len(y) or y.min() == y.max():
             forests.append(Forest.empty(trees.leaves))
             continue

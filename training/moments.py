@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from recsys.schema import label_column
-from recsys.spec.records import Spec
+from recsys.spec.records import Spec, Task
 from training.input import Split, read_columns
 from training.scoring import happened
+
+
+def in_heads_unit(task: Task, labels: NDArray[Any]) -> NDArray[Any]:
+    """Labels as the task's head says them: log(1 + label), from 0 on, where the loss is on it."""
+    return np.log1p(np.maximum(labels, 0.0)) if task.by_logarithm else labels
 
 
 def label_units(spec: Spec, training: Split) -> NDArray[np.float32]:
@@ -30,7 +37,7 @@ def label_units(spec: Spec, training: Split) -> NDArray[np.float32]:
                 continue
             own = labels[happened(spec, task.name, labels), index]
             own = own[~np.isnan(own)]
-            own = np.log1p(np.maximum(own, 0.0)) if task.by_logarithm else own
+            own = in_heads_unit(task, own)
             sums[:, index] += len(own), own.sum(), np.square(own).sum()
     count = np.maximum(sums[0], 1.0)
     mean = sums[1] / count

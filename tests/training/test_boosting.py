@@ -14,7 +14,7 @@ import training
 from recsys.artifacts import read_manifest
 from recsys.layers import TreeEnsemble
 from recsys.spec import Spec
-from recsys.spec.records import SquaredError, Trees
+from recsys.spec.records import Huber, SquaredError, Trees
 from training import boosting
 from training.boosting import fit_trees
 from training.evaluation import load_numeric
@@ -166,14 +166,27 @@ def test_a_head_after_a_click_learns_from_clicks_alone(
     assert set(weights[labels == 0]) == {2.0} and set(weights[labels == 1]) == {1.0}
 
 
-def test_a_regression_is_told_in_its_own_unit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("loss", [SquaredError(), Huber(log=True)], ids=repr)
+def test_a_regression_is_told_in_its_own_unit(loss: Any, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
     from test_regression import regression, with_times
 
-    spec = with_trees(regression(SquaredError()))
+    spec = with_trees(regression(loss))
     features = with_times(tmp_path / "features", spec)
+    for path in (features / "examples").glob("[tv][ra]*/*.parquet"):
+        # Training and validation have a time from before the click, which no logarithm is told.
+        table = pq.read_table(path)
+        times = table["label:conversion"].to_numpy().copy()
+        times[np.argmax(times > 0)] = -5.0
+        at = table.column_names.index("label:conversion")
+        pq.write_table(table.set_column(at, "label:conversion", pa.array(times)), path)
     forests = fit_trees(spec, features, validation_of(spec, features))
     # Times lie around 20,000 and follow the price.
-    assert 15_000 < forests[1].base < 25_000
-    training.train(spec, features, tmp_path / "run")
+    middle = np.expm1(forests[1].base) if loss.log else forests[1].base
+    assert 15_000 < middle < 25_000
+    trained = training.train(spec, features, tmp_path / "run")["trained"]
+    own, trees = trained["weights_of_kinds"]["conversion"]
+    assert own + trees == pytest.approx(1.0) and own != trees
     tested = training.evaluate(tmp_path / "run", "test")["tasks"]["conversion_given_click"]
     assert tested["r2"] > 0.9

@@ -1,8 +1,9 @@
 """Weights of kinds of networks, by labels whose best answer is known."""
 
 import numpy as np
+import pytest
 
-from training.weighing import stacked
+from training.weighing import averaged, stacked
 
 
 def test_the_kind_that_tells_the_truth_gets_all() -> None:
@@ -30,3 +31,29 @@ def test_where_nothing_can_be_told_the_weights_are_equal() -> None:
         assert stacked(labels, logits[: len(labels)]).tolist() == [0.25] * 4
     upside_down = np.sign(logits[:, :1]) * [[-1.0, -2.0]]
     assert stacked(logits[:, 0] > 0, upside_down).tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("unit", [1.0, 3.6e6, 1e-6])
+def test_errors_apart_count_by_the_inverse_of_their_squares(unit: float) -> None:
+    rng = np.random.default_rng(3)
+    labels = rng.exponential(size=100_000)
+    errors = rng.normal(size=(100_000, 2)) * [1.0, 2.0]
+    labels[::7] = np.nan  # not observed
+    found = averaged(unit * labels, unit * (labels[:, np.newaxis] + errors))
+    np.testing.assert_allclose(found, [0.8, 0.2], atol=0.01)
+
+
+def test_a_model_that_errs_as_another_and_more_gets_nothing() -> None:
+    rng = np.random.default_rng(4)
+    labels, error = rng.normal(size=(2, 1000))
+    # Without bounds, twice the first less the second would have no error at all.
+    found = averaged(labels, labels[:, np.newaxis] + error[:, np.newaxis] * [1.0, 2.0])
+    np.testing.assert_allclose(found, [1.0, 0.0], atol=1e-12)
+    right = averaged(labels, np.stack([labels + error, labels], axis=1))
+    np.testing.assert_allclose(right, [0.0, 1.0], atol=1e-12)
+
+
+def test_values_of_no_labels_or_no_error_count_alike() -> None:
+    values = np.ones((5, 4))
+    for labels in (np.ones(5), np.full(5, np.nan), np.array([])):
+        assert averaged(labels, values[: len(labels)]).tolist() == [0.25] * 4

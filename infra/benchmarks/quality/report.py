@@ -70,8 +70,9 @@ def chosen(results: list[Result]) -> int:
 def lead(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
     """Difference of the means, and the same in units of its standard error over seeds.
 
-    >>> lead(np.array([0.75, 0.77]), np.array([0.73, 0.75]))[0].round(3).item()
-    0.02
+    >>> gap, errors = lead(np.array([0.75, 0.77]), np.array([0.73, 0.75]))
+    >>> round(gap, 3), round(errors, 2)
+    (0.02, 1.41)
     """
     gap = float(ours.mean() - theirs.mean())
     if min(len(ours), len(theirs)) < 2:
