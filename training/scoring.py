@@ -14,7 +14,8 @@ from recsys.schema import conditional_name
 from recsys.spec.records import Spec
 from training.input import Rows
 
-SCORE_BATCH = 8192
+SCORE_BATCH = 2048
+"""Rows scored at once. More are no faster, and of hundreds of fields their products fill memory."""
 
 
 def score_rows(model: Any, rows: Rows, batch: int = SCORE_BATCH) -> NDArray[np.float32]:

@@ -105,6 +105,21 @@ def test_trees_where_there_is_something_to_read(frame: pd.DataFrame, tmp_path: P
     assert inferred(keys.drop(columns="ts"), tmp_path).model.trees is None
 
 
+def test_pairs_of_very_many_features_are_not_told_apart(
+    frame: pd.DataFrame, tmp_path: Path
+) -> None:
+    assert inferred(frame, tmp_path).model.interactions == ("fm", "dot")
+    rng = np.random.default_rng(1)
+    numbers = pd.DataFrame(rng.normal(size=(len(frame), 95)), columns=[f"n{i}" for i in range(95)])
+    spec = inferred(pd.concat([frame, numbers], axis=1), tmp_path)
+    assert spec.model.interactions == ("fm",) and spec.model.trees is not None
+    embedded = sum(1 for f in spec.features if not f.name.endswith("_seen"))
+    assert embedded > 200
+    fewer = inferred(pd.concat([frame, numbers.iloc[:, :80]], axis=1), tmp_path)
+    assert sum(1 for f in fewer.features if not f.name.endswith("_seen")) == embedded - 30 <= 200
+    assert fewer.model.interactions == ("fm", "dot")
+
+
 def test_a_tenth_of_many_days_is_held_out_twice(frame: pd.DataFrame, tmp_path: Path) -> None:
     # 2024-01-01 and the 39 days after it.
     frame = pd.concat([frame] * 2, ignore_index=True)

@@ -18,8 +18,7 @@ from infra.benchmarks.quality.rows import parts
 from recsys.artifacts import read_json, write_json
 from recsys.schema import model_inputs
 from recsys.spec import Spec, load
-
-ROWS = 8192
+from training.scoring import SCORE_BATCH
 
 
 class Clock:
@@ -57,8 +56,10 @@ def predict(spec: Spec, export: Path, features: Path, split: str) -> np.ndarray:
     for part in parts(features, split):
         table = pq.read_table(part, columns=names)
         columns = {name: to_numpy(table, name, str(part)) for name in names}
-        for at in range(0, len(table), ROWS):
-            batch = {name: tf.constant(values[at : at + ROWS]) for name, values in columns.items()}
+        for at in range(0, len(table), SCORE_BATCH):
+            batch = {
+                name: tf.constant(values[at : at + SCORE_BATCH]) for name, values in columns.items()
+            }
             answers = signature(**batch)
             found.append(np.stack([answers[task.name].numpy() for task in spec.tasks], axis=1))
     return np.concatenate(found)

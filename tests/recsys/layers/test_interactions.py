@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_recommenders as tfrs
 
 from recsys.layers import CrossNetwork, DotProducts, Interactions, make_interaction
 
@@ -9,6 +10,22 @@ def test_dot_products_by_hand():
     v = tf.constant([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]])
     # (1, 0): 3 + 8; (2, 0): 5 + 12; (2, 1): 15 + 24
     np.testing.assert_array_equal(DotProducts()(v), [[11.0, 17.0, 39.0]])
+
+
+@pytest.mark.parametrize("fields", [1, 2, 7])
+def test_dot_products_are_those_of_tfrs(fields):
+    v = tf.random.normal([5, fields, 3])
+    weights = tf.random.normal([5, fields * (fields - 1) // 2])
+    peer = tfrs.layers.feature_interaction.DotInteraction()
+    found = []
+    for layer in (DotProducts(), lambda v: peer(tf.unstack(v, axis=1))):
+        with tf.GradientTape() as tape:
+            tape.watch(v)
+            output = layer(v)
+            loss = tf.reduce_sum(weights * output)
+        found.append((output, tape.gradient(loss, v)))
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_cross_network_by_hand():
