@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from recsys.layers.tree_ensemble import Forest, Node
 from recsys.spec.records import Spec, Trees
 from recsys.trees import TreeInputs
-from training.input import Rows, kept_rows, load_rows, open_split
+from training.input import Rows, kept_rows, load_rows, open_training
 from training.moments import in_heads_unit
 from training.scoring import answered
 
@@ -24,7 +25,9 @@ UNCHECKED = 100
 READ = 65_536
 
 
-def fit_trees(spec: Spec, features: Path, validation: Rows) -> list[Forest]:
+def fit_trees(
+    spec: Spec, features: Path, validation: Rows, counts: Sequence[int] | None = None
+) -> list[Forest]:
     """Boost the trees of each task, on the rows that its head speaks of.
 
     Trees read `recsys.schema.tree_inputs`, minimize the log loss (squared error of a
@@ -36,13 +39,15 @@ def fit_trees(spec: Spec, features: Path, validation: Rows) -> list[Forest]:
         spec: The spec, with `model.trees`.
         features: The features folder.
         validation: Validation rows.
+        counts: For a refit, how many trees each task gets: they are then boosted on training
+            and validation rows together. None to let validation tell.
 
     Returns:
         A forest a task, an empty one where a task's training labels are all alike.
     """
     trees = spec.model.trees
     assert trees is not None
-    split = open_split(spec, features, "train")
+    split = open_training(spec, features, refit=counts is not None)
     kept = kept_rows(spec, split)
     some = _some(split.rows if kept is None else len(kept), trees.rows, spec.train.seed)
     if some is not None:
@@ -61,16 +66,17 @@ def fit_trees(spec: Spec, features: Path, validation: Rows) -> list[Forest]:
             in_heads_unit(task, labels)
             for labels in (train.labels[chosen, index], validation.labels[checked, index])
         )
-        if not len(y) or y.min() == y.max():
+        count = trees.count if counts is None else counts[index]
+        if not count or not len(y) or y.min() == y.max():
             forests.append(Forest.empty(trees.leaves))
             continue
         forests.append(
             _boost(
-                trees,
+                trees.model_copy(update={"count": count}),
                 spec.train.seed,
                 task.is_regression,
                 (x[chosen], y, train.weights[chosen]),
-                (x_validation[checked], y_validation),
+                (x_validation[checked], y_validation) if counts is None else None,
             )
         )
     return forests
@@ -105,16 +111,18 @@ def _boost(
     seed: int,
     regression: bool,
     train: tuple[NDArray[Any], NDArray[Any], NDArray[Any]],
-    validation: tuple[NDArray[Any], NDArray[Any]],
+    validation: tuple[NDArray[Any], NDArray[Any]] | None,
 ) -> Forest:
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
     x, y, weights = train
     kind = HistGradientBoostingRegressor if regression else HistGradientBoostingClassifier
-    checked = len(validation[1]) > 0 and (regression or validation[1].min() != validation[1].max())
+    told = validation[1] if validation is not None else y
+    checked = validation is not None and len(told) > 0 and (regression or told.min() != told.max())
+    fewest = trees.count if checked or validation is None else min(trees.count, UNCHECKED)
     booster = kind(
         learning_rate=trees.learning_rate,
-        max_iter=trees.count if checked else min(trees.count, UNCHECKED),
+        max_iter=fewest,
         max_leaf_nodes=trees.leaves,
         min_samples_leaf=trees.leaf_rows,
         l2_regularization=1.0,
@@ -123,7 +131,7 @@ def _boost(
         scoring="loss",
         random_state=seed,
     )
-    held = {"X_val": validation[0], "y_val": validation[1]} if checked else {}
+    held = {"X_val": validation[0], "y_val": told} if checked and validation else {}
     # Weights, even equal ones, make scikit-learn take five times as long.
     weigh = {} if (weights == weights[0]).all() else {"sample_weight": weights}
     booster.fit(x, y, **weigh, **held)

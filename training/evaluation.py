@@ -49,9 +49,16 @@ def evaluate(
     spec = load(run / "spec.yaml")
     folder = features_of(manifest, features)
     check_features(spec, folder)
-    metrics, answers, labels = _evaluate_model(spec, run / EXPORT, folder, split)
+    return write_metrics(spec, run, folder, split, champion)
+
+
+def write_metrics(
+    spec: Spec, run: Path, features: Path, split: str, champion: str | Path | None = None
+) -> dict[str, Any]:
+    """As `evaluate`, of a run that may be unfinished but has its export."""
+    metrics, answers, labels = _evaluate_model(spec, run / EXPORT, features, split)
     if champion is not None:
-        metrics["champion"] = _champion_metrics(Path(champion), spec, folder, split)
+        metrics["champion"] = _champion_metrics(Path(champion), spec, features, split)
     name = "metrics.json" if split == "test" else f"metrics-{split}.json"
     write_json(run / name, metrics)
     _plot(spec, run / "plots", split, labels, answers)

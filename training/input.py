@@ -83,6 +83,17 @@ def open_split(spec: Spec, features: str | Path, name: str) -> Split:
     return Split(name, tuple(files), has_request)
 
 
+def open_training(spec: Spec, features: str | Path, refit: bool) -> Split:
+    """The rows to train on: those of the training split, in a refit those of validation too."""
+    train = open_split(spec, features, "train")
+    if not refit:
+        return train
+    newer = open_split(spec, features, "validation")
+    return Split(
+        train.name, train.files + newer.files, has_request=train.has_request and newer.has_request
+    )
+
+
 def _check_columns(spec: Spec, path: Path, schema: pa.Schema) -> None:
     expected: dict[str, tuple[str, int]] = {
         item.name: (

@@ -16,7 +16,7 @@ from typing import Any
 
 from recsys.artifacts import read_json, write_json
 from recsys.errors import UserError
-from training.loop import CHECKPOINTS, Job, StoppedError, fit
+from training.loop import Job, StoppedError, fit
 from training.progress import FOLDER, Progress, ProgressFile, Relay
 
 MAX_FAILURES = 3
@@ -80,14 +80,14 @@ def fit_on_ray(
     with _ray(address, workers, verbose):
         _require(workers, gpu, ray.cluster_resources(), address)
         # A snapshot of an earlier attempt may name checkpoints that are gone.
-        for stale in (job.run / CHECKPOINTS).glob("*snapshot*"):
+        for stale in (job.run / job.checkpoints).glob("*snapshot*"):
             stale.unlink()
         trainer = TensorflowTrainer(
             _worker,
             train_loop_config={"job": job},
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),
             run_config=RunConfig(
-                name=CHECKPOINTS,
+                name=job.checkpoints,
                 storage_path=str(job.run),
                 failure_config=FailureConfig(max_failures=MAX_FAILURES),
                 worker_runtime_env={"env_vars": _WORKER_ENV},

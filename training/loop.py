@@ -16,7 +16,16 @@ from recsys.errors import UserError
 from recsys.spec.records import Spec
 from training.checkpoints import Position, Store
 from training.debug import NotFiniteError, first_bad_layer, watched_layers
-from training.input import Rows, chunks, dataset, kept_rows, load_rows, open_split
+from training.input import (
+    Rows,
+    Split,
+    chunks,
+    dataset,
+    kept_rows,
+    load_rows,
+    open_split,
+    open_training,
+)
 from training.memory import keep_freed_memory, use_huge_pages
 from training.moments import label_units
 from training.order import Plan, make_plan
@@ -28,6 +37,7 @@ LOOK_EVERY = 50
 """Steps between looks at the losses: each look waits for the device, and for all workers."""
 
 CHECKPOINTS = "checkpoints"
+REFIT = "refit"
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,8 @@ class Job:
         run: The run folder.
         eager: Run each step eagerly, with shapes and finite values checked by layer.
         profile: Time and trace some steps of the first epoch, and write `profile.json`.
+        refit: Epochs of a training on training and validation rows together, which nothing
+            validates (`train.refit`); None for one on training rows alone.
     """
 
     spec: Spec
@@ -47,6 +59,17 @@ class Job:
     run: Path
     eager: bool = False
     profile: bool = False
+    refit: int | None = None
+
+    @property
+    def checkpoints(self) -> str:
+        """The name of the checkpoints' folder in the run folder."""
+        return CHECKPOINTS if self.refit is None else REFIT
+
+    @property
+    def split(self) -> Split:
+        """The rows to train on."""
+        return open_training(self.spec, self.features, self.refit is not None)
 
 
 class StoppedError(UserError):
@@ -124,19 +147,21 @@ class _Loop:
         limit = self._spec.train.max_steps
         total = self._spec.train.epochs * self._plan.steps
         self._total = total if limit is None else min(total, limit)
+        epochs = self._spec.train.epochs if job.refit is None else job.refit
+        self._last = min(self._total, epochs * self._plan.steps)
+        self._stage = "train" if job.refit is None else "refit"
         with strategy.scope():
             self._model = build(self._spec, tables, self._total)
             if self._model.label_units is not None:
-                split = open_split(self._spec, job.features, "train")
-                self._model.label_units.assign(label_units(self._spec, split))
-        self._store = Store(job.run / CHECKPOINTS)
+                self._model.label_units.assign(label_units(self._spec, job.split))
+        self._store = Store(job.run / job.checkpoints)
         self._profiler: Profiler | None = None
         self._in_huge_pages = False
         self._step = self._step_function()
         self._sum = _summer(strategy)
         self._writers = {
             name: tf.summary.create_file_writer(str(job.run / "logs" / name))
-            for name in ("train", "validation")
+            for name in ((self._stage, "validation") if job.refit is None else (self._stage,))
             if self._chief
         }
 
@@ -209,11 +234,11 @@ class _Loop:
             earliest = int(np.argmax(bad > 0))
             self._fail(earliest - len(pending), position, first == earliest)
         logs = dict(zip(names, (totals[: len(names)] / self._workers).tolist(), strict=True))
-        self._write("train", position.step, logs)
+        self._write(self._stage, position.step, logs)
         self._progress(
-            "train",
+            self._stage,
             position.step,
-            self._total,
+            self._last,
             f"epoch {position.epoch + 1}, loss {logs['loss']:.4f}",
         )
         return {**logs, "steps": float(len(pending))}
@@ -248,6 +273,12 @@ class _Loop:
 
     def _end_epoch(self, position: Position, seen: list[dict[str, float]]) -> Position:
         spec = self._spec
+        if self._validation is None:
+            epoch = position.epoch + 1
+            return self._save(
+                replace(position, epoch=epoch, batch=0, ended=position.step >= self._last),
+                {"epoch": position.epoch},
+            )
         self._progress("validate", position.step, self._total, f"epoch {position.epoch + 1}")
         own = np.concatenate(
             [score_rows(self._model, self._validation), self._validation.labels], axis=1
@@ -308,7 +339,8 @@ class _Loop:
         path = self._store.folder / f"step-{position.step:08d}"
         if self._chief:
             position = self._store.save(self._model, position, best_score=best_score)
-            write_json(self._job.run / "history.json", position.history)
+            if self._job.refit is None:
+                write_json(self._job.run / "history.json", position.history)
         elif best_score is not None:
             position = replace(
                 position,
@@ -376,11 +408,13 @@ class _Loop:
         self._progress("warning", 0, 1, text)
 
 
-def _read(job: Job, worker: int, workers: int, scratch: Path) -> tuple[Plan, Rows, Rows]:
-    train = open_split(job.spec, job.features, "train")
+def _read(job: Job, worker: int, workers: int, scratch: Path) -> tuple[Plan, Rows, Rows | None]:
+    train = job.split
     kept = kept_rows(job.spec, train)
     plan = make_plan(train.rows if kept is None else len(kept), job.spec.train.batch_size, workers)
     rows = load_rows(job.spec, train, *plan.share(worker), kept=kept, scratch=scratch)
+    if job.refit is not None:
+        return plan, rows, None
     split = open_split(job.spec, job.features, "validation")
     low, high = (split.rows * n // workers for n in (worker, worker + 1))
     return plan, rows, load_rows(job.spec, split, low, high)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,9 @@ from recsys.spec import dumps, fingerprints, load
 from recsys.spec.records import Spec
 from training.boosting import fit_trees
 from training.checkpoints import Position, Store
-from training.evaluation import EXPORT, check_features, evaluate
+from training.evaluation import EXPORT, check_features, write_metrics
 from training.input import Rows, load_rows, open_split
-from training.loop import CHECKPOINTS, Job, fit
+from training.loop import CHECKPOINTS, REFIT, Job, fit
 from training.progress import FOLDER, Progress, silent
 from training.scoring import answered, score_rows
 from training.warm_start import check_source, start_from
@@ -112,16 +114,25 @@ def train(
     run_id, start = _open_run(spec, run, resume, start)
     job = Job(spec, features, run, eager=eager, profile=profile)
     # Before the workers start, so that each finds it as it would find any checkpoint.
-    if start is not None and not Store(run / CHECKPOINTS).names():
+    if start is not None and not Store(run / job.checkpoints).names():
         start = _start_from(job, run_id, start, manifest["tables"], tell)
-    model = None
-    if workers == 0:
-        model = fit(job, progress=tell)
-    else:
+
+    def fitted(job: Job) -> Any:
+        if workers == 0:
+            return fit(job, progress=tell)
         from training.launch import fit_on_ray
 
         fit_on_ray(job, workers, gpu=gpu, address=ray_address, progress=tell)
-    return _finish(job, model, run_id, workers, manifest, start, tell)
+        return None
+
+    settled = _settle(job, fitted(job), manifest["tables"], tell)
+    if spec.train.refit:
+        again = replace(job, refit=settled.epochs, profile=False)
+        _export_refit(again, fitted(again), manifest["tables"], settled, tell)
+    write_manifest(run, "run", *_content(job, run_id, workers, settled, manifest, start))
+    shutil.rmtree(run / FOLDER, ignore_errors=True)
+    tell("finish", 5, 5, "done")
+    return read_manifest(run, "run")
 
 
 def _start_from(
@@ -145,7 +156,9 @@ def _start_from(
     start = {**start, "tables": moved}
     # The checkpoint comes last: where it stands, the record is whole.
     write_json(job.run / RECORD, {"run": run_id, "warm_start": start})
-    Store(job.run / CHECKPOINTS).save(model, Position())
+    if job.spec.train.refit:
+        Store(job.run / REFIT).save(model, Position())
+    Store(job.run / job.checkpoints).save(model, Position())
     tell("warm start", 1, 1, f"from {source}")
     return start
 
@@ -184,7 +197,8 @@ def _open_run(
                 "this one.",
             )
         _check_same(spec, run)
-        for leftover in (*run.glob(".rows-*"), *run.glob(f"{CHECKPOINTS}/.*.partial")):
+        partial = (path for name in (CHECKPOINTS, REFIT) for path in run.glob(f"{name}/.*.partial"))
+        for leftover in (*run.glob(".rows-*"), *partial):
             shutil.rmtree(leftover, ignore_errors=True)
         begun = read_json(record)
         _check_same_start(begun.get("warm_start"), start, run)
@@ -215,15 +229,33 @@ def _check_same(spec: Spec, run: Path) -> None:
             )
 
 
-def _finish(
-    job: Job,
-    model: Any,
-    run_id: str,
-    workers: int,
-    features: dict[str, Any],
-    start: dict[str, Any] | None,
-    tell: Progress,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Settled:
+    """What validation settled.
+
+    Attributes:
+        position: Where the run stands, with its best epoch.
+        calibrations: Calibration by task.
+        trees: Trees of each task; None where the spec has none.
+        weights: Of the kinds of network and of trees, float32 [kinds, tasks], or None.
+        by_kind: The same two for the manifest.
+    """
+
+    position: Position
+    calibrations: dict[str, Any]
+    trees: list[int] | None
+    weights: Any
+    by_kind: dict[str, Any]
+
+    @property
+    def epochs(self) -> int:
+        """Epochs until the best."""
+        best = self.position.best
+        return 1 + best["epoch"] if best else max(1, len(self.position.history))
+
+
+def _settle(job: Job, model: Any, tables: dict[str, int], tell: Progress) -> _Settled:
+    """Export the best weights, with what validation tells about them, and their metrics."""
     from recsys.export import export
     from recsys.model import build
 
@@ -231,35 +263,54 @@ def _finish(
     tell("finish", 0, 5, "best weights")
     if model is None or spec.model.trees is not None:
         # What was traced while training would not know of trees.
-        model = build(spec, features["tables"])
-    position = Store(run / CHECKPOINTS).restore_best(
-        model, warn=lambda text: tell("warning", 0, 1, text)
-    )
+        model = build(spec, tables)
+    position = Store(run / job.checkpoints).restore_best(model, warn=_warning(tell))
     rows = load_rows(spec, open_split(spec, job.features, "validation"))
-    kinds: dict[str, Any] = {}
+    by_kind: dict[str, Any] = {}
+    counts = None
     if spec.model.trees is not None:
         tell("finish", 1, 5, "boosting trees")
         forests = fit_trees(spec, job.features, rows)
         model.attach(forests)
         counts = [forest.trees for forest in forests]
-        kinds["trees"] = dict(zip([task.name for task in spec.tasks], counts, strict=True))
+        by_kind["trees"] = dict(zip([task.name for task in spec.tasks], counts, strict=True))
     tell("finish", 2, 5, "calibrating")
     if model.kind_weights is not None:
-        kinds["weights_of_kinds"] = weigh_kinds(spec, model, rows)
+        by_kind["weights_of_kinds"] = weigh_kinds(spec, model, rows)
     calibrations = calibrate(job, model, rows)
     tell("finish", 3, 5, "exporting")
     with write_folder(run / EXPORT, replace=True) as folder:
         export(model, spec, job.features / "transform", folder, calibrations)
-    write_manifest(run, "run", *_content(job, run_id, workers, position, features, start, kinds))
     tell("finish", 4, 5, "evaluating on validation")
-    try:
-        evaluate(run, "validation")
-    except BaseException:
-        (run / MANIFEST).unlink()
-        raise
-    shutil.rmtree(run / FOLDER, ignore_errors=True)
-    tell("finish", 5, 5, "done")
-    return read_manifest(run, "run")
+    write_metrics(spec, run, job.features, "validation")
+    weights = None if model.kind_weights is None else model.kind_weights.numpy()
+    return _Settled(position, calibrations, counts, weights, by_kind)
+
+
+def _export_refit(
+    job: Job, model: Any, tables: dict[str, int], settled: _Settled, tell: Progress
+) -> None:
+    """Export what was trained on validation rows too, by what had been settled without them."""
+    from recsys.export import export
+    from recsys.model import build
+
+    spec = job.spec
+    if model is None or settled.trees is not None:
+        model = build(spec, tables)
+        Store(job.run / job.checkpoints).restore_latest(model, warn=_warning(tell))
+    if settled.trees is not None:
+        tell("finish", 4, 5, "boosting trees anew")
+        rows = load_rows(spec, open_split(spec, job.features, "validation"))
+        model.attach(fit_trees(spec, job.features, rows, settled.trees))
+    if settled.weights is not None:
+        model.kind_weights.assign(settled.weights)
+    tell("finish", 4, 5, "exporting")
+    with write_folder(job.run / EXPORT, replace=True) as folder:
+        export(model, spec, job.features / "transform", folder, settled.calibrations)
+
+
+def _warning(tell: Progress) -> Callable[[str], None]:
+    return lambda text: tell("warning", 0, 1, text)
 
 
 def calibrate(job: Job, model: Any, rows: Rows) -> dict[str, Any]:
@@ -297,12 +348,12 @@ def _content(
     job: Job,
     run_id: str,
     workers: int,
-    position: Position,
+    settled: _Settled,
     features: dict[str, Any],
     start: dict[str, Any] | None,
-    kinds: dict[str, Any],
 ) -> tuple[dict[str, str], dict[str, Any]]:
     prints = fingerprints(job.spec)
+    position = settled.position
     best = position.best or {}
     return (
         {name: prints[name] for name in ("features", "model")},
@@ -317,8 +368,9 @@ def _content(
                 "epochs": len(position.history),
                 "best_epoch": best.get("epoch"),
                 "score": best.get("score"),
+                **({"refit_epochs": settled.epochs} if job.spec.train.refit else {}),
                 "time_range": features.get("time_range", {}),
-                **kinds,
+                **settled.by_kind,
             },
             **({"warm_start": start} if start else {}),
         },

@@ -22,7 +22,7 @@ from recsys.spec.records import Spec
 from training.checkpoints import Store
 from training.evaluation import EXPORT
 from training.lookups import read_vocabularies, vocabulary_tables
-from training.loop import CHECKPOINTS
+from training.loop import CHECKPOINTS, REFIT
 
 # What may differ between the runs: it changes neither a shape nor what a weight means.
 _LEARNED = ("min_count", "top_k")
@@ -51,15 +51,21 @@ def check_source(spec: Spec, source: Path) -> dict[str, Any]:
             found="; ".join(f"{place} {_said(theirs, place)}" for place in places),
             fix="Make these alike in the spec, or train without --warm-start.",
         )
-    if not Store(source / CHECKPOINTS).names():
+    if not _store(source).names():
         raise UserError(
             "The run to start from has no checkpoints.",
-            where=str(source / CHECKPOINTS),
+            where=str(_store(source).folder),
             expected="the checkpoints that training left",
             found="none",
             fix="Name a run whose folder is whole, or train without --warm-start.",
         )
     return manifest
+
+
+def _store(source: Path) -> Store:
+    """The checkpoints with the weights that a run serves."""
+    refit = load(source / "spec.yaml").train.refit
+    return Store(source / (REFIT if refit else CHECKPOINTS))
 
 
 def _said(shape: Mapping[str, Any], place: str) -> str:
@@ -126,7 +132,7 @@ def start_from(
     old = build(theirs, old_tables)
     # Values of slots are read into slots that exist.
     create_slots(old.optimizer)
-    Store(source / CHECKPOINTS).restore_best(old, warn)
+    _store(source).restore_best(old, warn)
     model = build(spec, tables)
     create_slots(model.optimizer)
 

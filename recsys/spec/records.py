@@ -458,6 +458,9 @@ class Train(Record):
     over `warmup_steps` (at most a tenth of the run) and then follow `schedule` down to a
     fiftieth at the last epoch's end. `weight_decay` shrinks the layers' matrices, by unit of
     learning rate; tables, biases, the weights of numbers and those of `match` are left alone.
+    With `refit`, once validation has settled the epochs, the weights of kinds, the number of trees
+    and the calibration, training begins anew on training and validation rows together, for as many
+    epochs as were best: what is served then knows the newest days too, for twice the time.
     """
 
     batch_size: Positive = 256
@@ -475,6 +478,7 @@ class Train(Record):
     negative_sampling: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     checkpoint_every: Positive | None = None
     max_steps: Positive | None = None
+    refit: bool = False
     seed: int = 0
 
 
