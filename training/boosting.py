@@ -119,10 +119,10 @@ def _boost(
     kind = HistGradientBoostingRegressor if regression else HistGradientBoostingClassifier
     told = validation[1] if validation is not None else y
     checked = validation is not None and len(told) > 0 and (regression or told.min() != told.max())
-    fewest = trees.count if checked or validation is None else min(trees.count, UNCHECKED)
+    most = trees.count if checked or validation is None else min(trees.count, UNCHECKED)
     booster = kind(
         learning_rate=trees.learning_rate,
-        max_iter=fewest,
+        max_iter=most,
         max_leaf_nodes=trees.leaves,
         min_samples_leaf=trees.leaf_rows,
         l2_regularization=1.0,

@@ -42,13 +42,23 @@ def evaluate(
         and `champion` with the other's `tasks`, where one was given.
 
     Raises:
-        UserError: The run is unfinished, or the examples are of another spec or damaged.
+        UserError: The run is unfinished, or the examples are of another spec, damaged, or of a
+            validation split that the run was trained anew on.
     """
     run = Path(run)
     manifest = read_manifest(run, "run")
     spec = load(run / "spec.yaml")
     folder = features_of(manifest, features)
     check_features(spec, folder)
+    if spec.train.refit and split == "validation":
+        raise UserError(
+            "The run was trained anew on the validation rows (train.refit), so that they would "
+            "flatter it.",
+            where=str(run),
+            expected="--split test",
+            found="--split validation",
+            fix="Evaluate on test. What validation said before is in metrics-validation.json.",
+        )
     return write_metrics(spec, run, folder, split, champion)
 
 

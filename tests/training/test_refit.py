@@ -82,6 +82,9 @@ def test_what_validation_told_is_told_by_rows_that_training_lacked(
     for task, metrics in plainly["tasks"].items():
         assert told["tasks"][task] == pytest.approx(metrics, abs=1e-4)
     assert len(read_json(run / "history.json")) == 2
+    with pytest.raises(UserError, match="trained anew on the validation rows"):
+        training.evaluate(run, "validation")
+    assert read_json(run / "metrics-validation.json") == told
     trained = read_manifest(run, "run")["trained"]
     assert trained["refit_epochs"] == 1 + trained["best_epoch"]
     assert "refit_epochs" not in read_manifest(tmp_path / "plain", "run")["trained"]
