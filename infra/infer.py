@@ -219,7 +219,7 @@ def infer(
             kinds[owner] = sorted(of_owner, key=lambda c: -c.distinct)[:COUNTED_KINDS]
         encoded += _counters(user_column, item_column, kinds, names, task_names, left_out)
     lines += encoded
-    features = lines[:]
+    embedded = _embedded(yaml.safe_load("\n".join(lines))["features"])
     lines.append("tasks:")
     lines += [
         f"  - {{name: {_quoted(task_names.of[name])}, label: {{column: {_quoted(name)}}}"
@@ -227,9 +227,15 @@ def infer(
         + "}"
         for name, given in tasks
     ]
-    embedded = [line for line in features if "- {name:" in line and "kind: numeric" not in line]
     # Trees do not read the keys' own ids; where there is nothing else, there are none.
-    return "\n".join(lines) + "\n" + _model(len(embedded)) + (_TREES if encoded else "") + _TRAIN
+    return "\n".join(lines) + "\n" + _model(embedded) + (_TREES if encoded else "") + _TRAIN
+
+
+def _embedded(features: list[dict[str, Any]]) -> int:
+    """How many features have embeddings: all but plain numbers, also of counters."""
+    encodings = [feature["encode"] for feature in features]
+    kinds = [e if isinstance(e, str) else e.get("as", e)["kind"] for e in encodings]
+    return sum(kind != "numeric" for kind in kinds)
 
 
 def _model(embedded: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,7 @@ UNCHECKED = 100
 READ = 65_536
 
 
-def fit_trees(
-    spec: Spec, features: Path, validation: Rows, counts: Sequence[int] | None = None
-) -> list[Forest]:
+def fit_trees(spec: Spec, features: Path, validation: Rows) -> list[Forest]:
     """Boost the trees of each task, on the rows that its head speaks of.
 
     Trees read `recsys.schema.tree_inputs`, minimize the log loss (squared error of a
@@ -39,47 +38,77 @@ def fit_trees(
         spec: The spec, with `model.trees`.
         features: The features folder.
         validation: Validation rows.
-        counts: For a refit, how many trees each task gets: they are then boosted on training
-            and validation rows together. None to let validation tell.
 
     Returns:
         A forest a task, an empty one where a task's training labels are all alike.
     """
-    trees = spec.model.trees
-    assert trees is not None
-    split = open_training(spec, features, refit=counts is not None)
-    kept = kept_rows(spec, split)
-    some = _some(split.rows if kept is None else len(kept), trees.rows, spec.train.seed)
-    if some is not None:
-        kept = some if kept is None else kept[some]
-    train = load_rows(spec, split, kept=kept)
+    trees = _settings(spec)
     some = _some(len(validation), trees.rows, spec.train.seed)
     if some is not None:
         validation = Rows(**{name: array[some] for name, array in validation.arrays().items()})
-    inputs = TreeInputs(spec)
-    x, x_validation = _columns(inputs, train), _columns(inputs, validation)
+    train, held = _training(spec, features, refit=False), _Table.of(spec, validation)
     forests = []
     for index, task in enumerate(spec.tasks):
-        chosen = _labelled(spec, task.name, train.labels[:, index], train)
-        checked = _labelled(spec, task.name, validation.labels[:, index], validation)
-        y, y_validation = (
-            in_heads_unit(task, labels)
-            for labels in (train.labels[chosen, index], validation.labels[checked, index])
-        )
-        count = trees.count if counts is None else counts[index]
-        if not count or not len(y) or y.min() == y.max():
-            forests.append(Forest.empty(trees.leaves))
-            continue
-        forests.append(
-            _boost(
-                trees.model_copy(update={"count": count}),
-                spec.train.seed,
-                task.is_regression,
-                (x[chosen], y, train.weights[chosen]),
-                (x_validation[checked], y_validation) if counts is None else None,
-            )
-        )
+        x, y, _ = held.of_task(spec, index)
+        tells = len(y) > 0 and (task.is_regression or y.min() != y.max())
+        count = trees.count if tells else min(trees.count, UNCHECKED)
+        forests.append(_forest(spec, index, train, count, (x, y) if tells else None))
     return forests
+
+
+def refit_trees(spec: Spec, features: Path, counts: Sequence[int]) -> list[Forest]:
+    """As many trees of each task as `fit_trees` found best, on training and validation rows."""
+    train = _training(spec, features, refit=True)
+    return [_forest(spec, index, train, count, None) for index, count in enumerate(counts)]
+
+
+def _settings(spec: Spec) -> Trees:
+    assert spec.model.trees is not None
+    return spec.model.trees
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Rows, and what trees read of them: float32 [rows, columns]."""
+
+    rows: Rows
+    x: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, spec: Spec, rows: Rows) -> _Table:
+        return cls(rows, _columns(TreeInputs(spec), rows))
+
+    def of_task(self, spec: Spec, index: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Columns, labels and weights of the rows that a task's head speaks of."""
+        task, labels = spec.tasks[index], self.rows.labels
+        chosen = answered(spec, task.name, labels) & ~np.isnan(labels[:, index])
+        y = in_heads_unit(task, labels[chosen, index])
+        return self.x[chosen], y, self.rows.weights[chosen]
+
+
+def _training(spec: Spec, features: Path, refit: bool) -> _Table:
+    split = open_training(spec, features, refit)
+    kept = kept_rows(spec, split)
+    count = split.rows if kept is None else len(kept)
+    some = _some(count, _settings(spec).rows, spec.train.seed)
+    if some is not None:
+        kept = some if kept is None else kept[some]
+    return _Table.of(spec, load_rows(spec, split, kept=kept))
+
+
+def _forest(
+    spec: Spec,
+    index: int,
+    train: _Table,
+    count: int,
+    held: tuple[NDArray[Any], NDArray[Any]] | None,
+) -> Forest:
+    x, y, weights = train.of_task(spec, index)
+    trees = _settings(spec)
+    if not count or not len(y) or y.min() == y.max():
+        return Forest.empty(trees.leaves)
+    trees = trees.model_copy(update={"count": count})
+    return _boost(trees, spec.train.seed, spec.tasks[index].is_regression, (x, y, weights), held)
 
 
 def _some(total: int, limit: int, seed: int) -> NDArray[np.int64] | None:
@@ -87,10 +116,6 @@ def _some(total: int, limit: int, seed: int) -> NDArray[np.int64] | None:
     if total <= limit:
         return None
     return np.sort(np.random.default_rng(seed).choice(total, limit, replace=False))
-
-
-def _labelled(spec: Spec, task: str, labels: NDArray[Any], rows: Rows) -> NDArray[np.bool_]:
-    return answered(spec, task, rows.labels) & ~np.isnan(labels)
 
 
 def _columns(inputs: TreeInputs, rows: Rows) -> NDArray[np.float32]:
@@ -117,12 +142,10 @@ def _boost(
 
     x, y, weights = train
     kind = HistGradientBoostingRegressor if regression else HistGradientBoostingClassifier
-    told = validation[1] if validation is not None else y
-    checked = validation is not None and len(told) > 0 and (regression or told.min() != told.max())
-    most = trees.count if checked or validation is None else min(trees.count, UNCHECKED)
+    checked = validation is not None
     booster = kind(
         learning_rate=trees.learning_rate,
-        max_iter=most,
+        max_iter=trees.count,
         max_leaf_nodes=trees.leaves,
         min_samples_leaf=trees.leaf_rows,
         l2_regularization=1.0,
@@ -131,7 +154,7 @@ def _boost(
         scoring="loss",
         random_state=seed,
     )
-    held = {"X_val": validation[0], "y_val": told} if checked and validation else {}
+    held = {"X_val": validation[0], "y_val": validation[1]} if validation is not None else {}
     # Weights, even equal ones, make scikit-learn take five times as long.
     weigh = {} if (weights == weights[0]).all() else {"sample_weight": weights}
     booster.fit(x, y, **weigh, **held)

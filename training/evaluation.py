@@ -50,7 +50,8 @@ def evaluate(
     spec = load(run / "spec.yaml")
     folder = features_of(manifest, features)
     check_features(spec, folder)
-    if spec.train.refit and split == "validation":
+    own = folder.resolve() == Path(manifest["features_folder"]).resolve()
+    if spec.train.refit and own and split == "validation":
         raise UserError(
             "The run was trained anew on the validation rows (train.refit), so that they would "
             "flatter it.",

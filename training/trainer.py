@@ -21,7 +21,7 @@ from recsys.artifacts import (
 from recsys.errors import EXIT_WRONG_USE, UserError
 from recsys.spec import dumps, fingerprints, load
 from recsys.spec.records import Spec
-from training.boosting import fit_trees
+from training.boosting import fit_trees, refit_trees
 from training.checkpoints import Position, Store
 from training.evaluation import EXPORT, check_features, write_metrics
 from training.input import Rows, load_rows, open_split
@@ -300,8 +300,7 @@ def _export_refit(
         Store(job.run / job.checkpoints).restore_latest(model, warn=_warning(tell))
     if settled.trees is not None:
         tell("finish", 4, 5, "boosting trees anew")
-        rows = load_rows(spec, open_split(spec, job.features, "validation"))
-        model.attach(fit_trees(spec, job.features, rows, settled.trees))
+        model.attach(refit_trees(spec, job.features, settled.trees))
     if settled.weights is not None:
         model.kind_weights.assign(settled.weights)
     tell("finish", 4, 5, "exporting")

@@ -17,7 +17,7 @@ from recsys.errors import UserError
 from recsys.model import build
 from recsys.spec import Spec
 from recsys.spec.records import EarlyStopping, Trees
-from training.boosting import fit_trees
+from training.boosting import fit_trees, refit_trees
 from training.checkpoints import Store
 from training.evaluation import load_numeric
 from training.input import load_rows, open_split
@@ -129,7 +129,7 @@ def test_trees_are_as_many_and_learn_from_both(features: Path, tmp_path: Path) -
     validation = load_rows(spec, open_split(spec, features, "validation"))
     trained = training.train(spec, features, tmp_path / "run")["trained"]
     counts = list(trained["trees"].values())
-    forests = fit_trees(spec, features, validation, counts)
+    forests = refit_trees(spec, features, counts)
     assert [forest.trees for forest in forests] == counts and min(counts) > 5
     # Where boosting starts is the logit of the share of clicks, on the rows it is told of.
     clicks = {
