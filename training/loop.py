@@ -149,7 +149,7 @@ class _Loop:
         self._total = total if limit is None else min(total, limit)
         epochs = self._spec.train.epochs if job.refit is None else job.refit
         self._last = min(self._total, epochs * self._plan.steps)
-        self._stage = "train" if job.refit is None else "refit"
+        self._stage, self._on = ("train", "") if job.refit is None else (REFIT, "all rows, ")
         with strategy.scope():
             self._model = build(self._spec, tables, self._total)
             if self._model.label_units is not None:
@@ -239,7 +239,7 @@ class _Loop:
             self._stage,
             position.step,
             self._last,
-            f"epoch {position.epoch + 1}, loss {logs['loss']:.4f}",
+            f"{self._on}epoch {position.epoch + 1}, loss {logs['loss']:.4f}",
         )
         return {**logs, "steps": float(len(pending))}
 

@@ -78,7 +78,7 @@ class DotProducts(tf_keras.layers.Layer):
 
     Naumov et al. 2019, https://arxiv.org/abs/1906.00091. The values are those of TFRS
     ``DotInteraction``, which masks its products by value and then gathers them, and so
-    takes two to four times as long on a CPU.
+    takes 1.4 to 4.8 times as long on a CPU (docs/benchmarks.md).
 
     Input: float ``[batch, fields, dim]``, fields known when the layer is built.
     Output: ``[batch, fields * (fields - 1) / 2]`` in the compute dtype, the products
