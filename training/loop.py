@@ -149,7 +149,8 @@ class _Loop:
         self._total = total if limit is None else min(total, limit)
         epochs = self._spec.train.epochs if job.refit is None else job.refit
         self._last = min(self._total, epochs * self._plan.steps)
-        self._stage, self._on = ("train", "") if job.refit is None else (REFIT, "all rows, ")
+        refit = (REFIT, "validation rows too, ")
+        self._stage, self._on = ("train", "") if job.refit is None else refit
         with strategy.scope():
             self._model = build(self._spec, tables, self._total)
             if self._model.label_units is not None:
