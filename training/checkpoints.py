@@ -48,6 +48,11 @@ class Position:
     stale: int = 0
     ended: bool = False
 
+    @property
+    def best_epochs(self) -> int:
+        """Epochs until the best."""
+        return 1 + self.best["epoch"] if self.best else max(1, len(self.history))
+
 
 class Store:
     """The checkpoints of a run.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import gc
 import json
 import logging
 import os
@@ -51,7 +53,9 @@ def fit_on_ray(
     progress: Progress,
     verbose: bool = False,
 ) -> None:
-    """Train on Ray workers; the checkpoints in the run folder are the result.
+    """Train on Ray workers, and train anew where the spec says `train.refit`.
+
+    The checkpoints in the run folder are the result.
 
     A worker that is lost takes its group with it; the group is started anew, up to
     `MAX_FAILURES` times, and goes on from the newest checkpoint.
@@ -143,15 +147,15 @@ def _worker(config: dict[str, Any]) -> None:
     strategy = None
     if world > 1 and "TF_CONFIG" in os.environ:
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    each = functools.partial(
+        fit, strategy=strategy, worker=rank, workers=world, progress=ProgressFile(job.run, rank)
+    )
     try:
-        fit(
-            job,
-            strategy=strategy,
-            worker=rank,
-            workers=world,
-            progress=ProgressFile(job.run, rank),
-            report=_report,
-        )
+        position = each(job, report=_report)[1]
+        if job.spec.train.refit:
+            gc.collect()  # The model, whose memory the next one needs.
+            # Here, where the workers have started. Ray is told nothing: its record is of `job`.
+            each(job.again(position))
     except UserError as error:
         path = job.run / FOLDER / _FAULT.format(rank)
         write_json(path, {"message": error.message, **error.fields()})

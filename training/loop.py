@@ -71,6 +71,10 @@ class Job:
         """The rows to train on."""
         return open_training(self.spec, self.features, self.refit is not None)
 
+    def again(self, position: Position) -> Job:
+        """The job that trains anew, for as many epochs as its own best took."""
+        return replace(self, refit=position.best_epochs, profile=False)
+
 
 class StoppedError(UserError):
     """A fault that every worker finds at the same step, so that none waits for another."""
@@ -88,7 +92,7 @@ def fit(
     workers: int = 1,
     progress: Progress = silent,
     report: Report | None = None,
-) -> Any:
+) -> tuple[Any, Position]:
     """Train, from the newest checkpoint where there is one.
 
     Args:
@@ -100,7 +104,7 @@ def fit(
         report: Told of every epoch's end.
 
     Returns:
-        The model, with the weights of the last step.
+        The model, with the weights of the last step, and where the run stands.
 
     Raises:
         UserError: The examples are unfit.
@@ -166,7 +170,7 @@ class _Loop:
             if self._chief
         }
 
-    def run(self) -> Any:
+    def run(self) -> tuple[Any, Position]:
         position = self._store.restore_latest(self._model, warn=self._warn)
         if self._job.profile:
             # Every worker makes one, so that all stop where there are too few steps.
@@ -181,7 +185,7 @@ class _Loop:
                 self._profiler.close()
         for writer in self._writers.values():
             writer.close()
-        return self._model
+        return self._model, position
 
     def _epoch(self, position: Position) -> Position:
         plan, spec = self._plan, self._spec

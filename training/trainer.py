@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -117,17 +117,17 @@ def train(
     if start is not None and not Store(run / job.checkpoints).names():
         start = _start_from(job, run_id, start, manifest["tables"], tell)
 
-    def fitted(job: Job) -> Any:
-        if workers == 0:
-            return fit(job, progress=tell)
+    if workers:
         from training.launch import fit_on_ray
 
         fit_on_ray(job, workers, gpu=gpu, address=ray_address, progress=tell)
-        return None
+
+    def fitted(job: Job) -> Any:
+        return None if workers else fit(job, progress=tell)[0]
 
     settled = _settle(job, fitted(job), manifest["tables"], tell)
     if spec.train.refit:
-        again = replace(job, refit=settled.epochs, profile=False)
+        again = job.again(settled.position)
         _export_refit(again, fitted(again), manifest["tables"], settled, tell)
     write_manifest(run, "run", *_content(job, run_id, workers, settled, manifest, start))
     shutil.rmtree(run / FOLDER, ignore_errors=True)
@@ -247,16 +247,9 @@ class _Settled:
     weights: Any
     by_kind: dict[str, Any]
 
-    @property
-    def epochs(self) -> int:
-        """Epochs until the best."""
-        best = self.position.best
-        return 1 + best["epoch"] if best else max(1, len(self.position.history))
-
 
 def _settle(job: Job, model: Any, tables: dict[str, int], tell: Progress) -> _Settled:
     """Export the best weights, with what validation tells about them, and their metrics."""
-    from recsys.export import export
     from recsys.model import build
 
     spec, run = job.spec, job.run
@@ -279,8 +272,7 @@ def _settle(job: Job, model: Any, tables: dict[str, int], tell: Progress) -> _Se
         by_kind["weights_of_kinds"] = weigh_kinds(spec, model, rows)
     calibrations = calibrate(job, model, rows)
     tell("finish", 3, 5, "exporting")
-    with write_folder(run / EXPORT, replace=True) as folder:
-        export(model, spec, job.features / "transform", folder, calibrations)
+    _export(job, model, calibrations)
     tell("finish", 4, 5, "evaluating on validation")
     write_metrics(spec, run, job.features, "validation")
     weights = None if model.kind_weights is None else model.kind_weights.numpy()
@@ -291,7 +283,6 @@ def _export_refit(
     job: Job, model: Any, tables: dict[str, int], settled: _Settled, tell: Progress
 ) -> None:
     """Export what was trained on validation rows too, by what had been settled without them."""
-    from recsys.export import export
     from recsys.model import build
 
     spec = job.spec
@@ -304,8 +295,14 @@ def _export_refit(
     if settled.weights is not None:
         model.kind_weights.assign(settled.weights)
     tell("finish", 4, 5, "exporting")
+    _export(job, model, settled.calibrations)
+
+
+def _export(job: Job, model: Any, calibrations: dict[str, Any]) -> None:
+    from recsys.export import export
+
     with write_folder(job.run / EXPORT, replace=True) as folder:
-        export(model, spec, job.features / "transform", folder, settled.calibrations)
+        export(model, job.spec, job.features / "transform", folder, calibrations)
 
 
 def _warning(tell: Progress) -> Callable[[str], None]:
@@ -367,7 +364,7 @@ def _content(
                 "epochs": len(position.history),
                 "best_epoch": best.get("epoch"),
                 "score": best.get("score"),
-                **({"refit_epochs": settled.epochs} if job.spec.train.refit else {}),
+                **({"refit_epochs": position.best_epochs} if job.spec.train.refit else {}),
                 "time_range": features.get("time_range", {}),
                 **settled.by_kind,
             },

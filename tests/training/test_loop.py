@@ -31,7 +31,7 @@ def weights(model: Any) -> list[np.ndarray]:
 def whole(features: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A run of two epochs, and its model."""
     run = tmp_path_factory.mktemp("whole")
-    return run, fit(Job(small_spec(checkpoint_every=10), features, run))
+    return run, fit(Job(small_spec(checkpoint_every=10), features, run))[0]
 
 
 def test_it_learns_and_tells(whole: tuple[Path, Any]) -> None:
@@ -83,7 +83,7 @@ def test_resumed_in_an_epoch_it_ends_like_one_that_was_not_stopped(
         fit(job, progress=stop)
     # The losses of step 50 were looked at, and its checkpoint was not yet written.
     assert Store(tmp_path / "checkpoints").names()[-1] == "step-00000040"
-    model = fit(job)
+    model, _ = fit(job)
     for left, right in zip(weights(model), weights(whole[1]), strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-6)
     for left, right in zip(history(tmp_path), history(whole[0]), strict=True):
@@ -100,7 +100,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     content[len(content) // 3] ^= 0xFF
     data.write_bytes(content)
     with caplog.at_level(logging.WARNING):
-        model = fit(Job(small_spec(checkpoint_every=10), features, tmp_path))
+        model, _ = fit(Job(small_spec(checkpoint_every=10), features, tmp_path))
     assert "step-00000062 is damaged" in caplog.text
     # It went on from step 60, optimizer and all.
     for left, right in zip(weights(model), weights(whole[1]), strict=True):
@@ -157,7 +157,7 @@ def test_early_stopping_keeps_the_best(features: Path, tmp_path: Path) -> None:
             )
         }
     )
-    last = weights(fit(Job(spec, features, tmp_path)))
+    last = weights(fit(Job(spec, features, tmp_path))[0])
     scores = [record["score"] for record in history(tmp_path)]
     best = int(np.argmax(scores))
     assert len(scores) == best + 3 < 9

@@ -61,8 +61,8 @@ def test_it_is_a_training_on_both_splits(features: Path, tmp_path: Path) -> None
     for name in ("run", "plain"):
         (tmp_path / name).mkdir()
     spec = small_spec(max_steps=50)
-    anew = fit(Job(spec, features, tmp_path / "run", refit=2))
-    naive = fit(Job(spec, joined, tmp_path / "plain"))
+    anew, _ = fit(Job(spec, features, tmp_path / "run", refit=2))
+    naive, _ = fit(Job(spec, joined, tmp_path / "plain"))
     for left, right in zip(anew.trainable_variables, naive.trainable_variables, strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6)
     # 2,400 rows in batches of 64 are 37 steps an epoch; the limit ends it in the second.
