@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ROWS ?= 200000
 OUT ?= demo
 
-.PHONY: help setup demo test lint format types lock quality training-bench clean
+.PHONY: help setup demo test lint format lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'

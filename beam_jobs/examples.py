@@ -16,6 +16,7 @@ from beam_jobs.runner import carrying, tick
 from beam_jobs.sinks import example_array, read_arrow, write_parquet
 from beam_jobs.split import SPLITS
 from beam_jobs.transform import adapter_config, arrow_type, preprocessing_fn
+from recsys.artifacts import RAW_FOLDER, RAW_SPLIT
 from recsys.raw import canonical
 from recsys.schema import (
     RawColumn,
@@ -57,6 +58,12 @@ class TransformExamples(beam.PTransform):
     def expand(self, root: beam.Pipeline) -> beam.PCollection:
         passing = passthrough_schema(self.plan)
         config = adapter_config(self.plan.spec, passing)
+        _ = (
+            root
+            | "Test files" >> beam.Create(joined_files(self.joined, (RAW_SPLIT,)))
+            | "Spread test" >> beam.Reshuffle()
+            | "Write raw" >> beam.Map(write_raw, self.plan, self.folder / RAW_FOLDER)
+        )
         # Read anew for the second use: a shared collection would wait in memory for the graph.
         train = root | "Read train" >> ReadJoined(self.plan, self.joined, ("train",))
         every = root | "Read all" >> ReadJoined(self.plan, self.joined, SPLITS)
@@ -82,11 +89,7 @@ class ReadJoined(beam.PTransform):
     def __init__(self, plan: Plan, joined: Path, splits: tuple[str, ...]) -> None:
         super().__init__()
         self.plan = plan
-        self.files = [
-            ((SPLITS.index(split) << 40) + (number << 20), str(path))
-            for split in splits
-            for number, path in enumerate(sorted((joined / split).glob("*.arrow")))
-        ]
+        self.files = joined_files(joined, splits)
 
     def expand(self, root: beam.Pipeline) -> beam.PCollection:
         return (
@@ -97,17 +100,48 @@ class ReadJoined(beam.PTransform):
         )
 
 
+def joined_files(joined: Path, splits: tuple[str, ...]) -> list[tuple[int, str]]:
+    """The files of joined rows, each with the number of its first batch's part."""
+    return [
+        ((SPLITS.index(split) << 40) + (number << 20), str(path))
+        for split in splits
+        for number, path in enumerate(sorted((joined / split).glob("*.arrow")))
+    ]
+
+
 def _read_batches(numbered: tuple[int, str], plan: Plan) -> Iterator[pa.RecordBatch]:
     return read_batches(*numbered, plan)
 
 
 def read_batches(part: int, path: str, plan: Plan) -> Iterator[pa.RecordBatch]:
     """The rows of a joined file, in batches; each value is a list of one."""
+    for each, rows in _slices(part, path):
+        yield record_batch(rows, each, plan)
+
+
+def _slices(part: int, path: str) -> Iterator[tuple[int, pa.Table]]:
     with carrying():
         table = read_arrow(path)
     for number, start in enumerate(range(0, len(table), ROWS_PER_BATCH)):
-        rows = table.slice(start, ROWS_PER_BATCH)
-        yield record_batch(rows, part + number, plan)
+        yield part + number, table.slice(start, ROWS_PER_BATCH)
+
+
+def write_raw(numbered: tuple[int, str], plan: Plan, folder: Path) -> None:
+    """Write the raw columns of joined rows, file by file and row by row as their examples.
+
+    A model that was trained on other features reads these, through its own transform graph.
+    """
+    columns = [column.name for column in raw_columns(plan.spec)]
+    for each, rows in _slices(*numbered):
+        table = pa.table({name: rows[raw(name)] for name in columns})
+        with carrying():
+            write_parquet(table, part_path(folder, each))
+
+
+def part_path(folder: Path, part: int) -> Path:
+    """Where a part is written: a file of its split."""
+    shard, number = (part >> 20) & ((1 << 20) - 1), part & ((1 << 20) - 1)
+    return folder / SPLITS[part >> 40] / f"part-{shard:05d}-{number:03d}.parquet"
 
 
 def count_batches(joined: Path) -> int:
@@ -155,8 +189,6 @@ def write_examples(batch: pa.RecordBatch, plan: Plan, folder: Path, job: str) ->
             columns[name] = example_array(batch.column(name), inputs[name])
         elif f"pass:{name}" in batch.schema.names:
             columns[name] = batch.column(f"pass:{name}").flatten()
-    shard, number = (part >> 20) & ((1 << 20) - 1), part & ((1 << 20) - 1)
-    path = folder / SPLITS[part >> 40] / f"part-{shard:05d}-{number:03d}.parquet"
     with carrying():
-        write_parquet(pa.table(columns), path)
+        write_parquet(pa.table(columns), part_path(folder, part))
     tick(job, "transform")

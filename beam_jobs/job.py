@@ -6,14 +6,22 @@ from; the second learns the transform graph and writes the examples.
 
 from __future__ import annotations
 
+import hashlib
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recsys.artifacts import MANIFEST, read_json, write_folder, write_json, write_manifest
+from recsys.artifacts import (
+    LEARNED,
+    MANIFEST,
+    read_json,
+    write_folder,
+    write_json,
+    write_manifest,
+)
 from recsys.errors import UserError
-from recsys.spec import dumps, fingerprints
+from recsys.spec import dumps, fingerprint, fingerprints
 from recsys.spec.records import Spec
 
 Progress = Callable[[str, int, int], None]
@@ -217,6 +225,7 @@ class _Job:
                 for feature in self.plan.counters
             },
         }
+        content[LEARNED] = _learned(folder, content)
         for feature in self.plan.counters:
             (folder / "tables" / f".counter-{feature.name}.json").unlink()
         shutil.rmtree(self.scratch)
@@ -238,3 +247,16 @@ class _Job:
         if self.progress is not None:
             total = self.all.get(stage, 0)
             self.progress(stage, min(self.done.get(stage, 0), total), total)
+
+
+def _learned(folder: Path, content: Mapping[str, Any]) -> str:
+    """Fingerprint of the vocabularies, and of the training rows from which numbers were learned."""
+    assets = sorted((folder / "transform" / "transform_fn" / "assets").glob("*"))
+    words = []
+    for path in assets:
+        with open(path, "rb") as file:
+            words.append([path.name, hashlib.file_digest(file, "sha256").hexdigest()])
+    # A sum of floats depends on the order of its terms, in the last digits.
+    labels = {name: f"{mean:.6g}" for name, mean in content["labels"]["train"].items()}
+    train = [content["rows"]["train"], labels, content["time_range"]["train"]]
+    return fingerprint([words, content["tables"], train])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
+from beam_jobs.join import A_REQUEST, MANY_REQUESTS
 from beam_jobs.plan import Plan
 from beam_jobs.steps import REASON
+from beam_jobs.validate import OF_LOGARITHM
 from recsys.errors import UserError
 from recsys.spec.records import Spec, TimeSplit
 
@@ -35,13 +38,24 @@ def require_good_records(counts: dict[str, int], plan: Plan, dead_letter: Path) 
             first = [x for x in letters if x["source"] == source.name][:_SHOWN]
             listed = "; ".join(f"{count} × {reason}" for reason, count in sorted(reasons.items()))
             shown = "".join(f"\n              {x['reason']}: {_short(x['row'])}" for x in first)
+            advice = ["Correct the log or the spec", *_advice(reasons, source.name)]
             raise UserError(
                 f"Too many records of {source.name} are bad: {bad} of {read}.",
                 where="data.bad_records",
                 expected=f"at most {allowed:.2%}",
                 found=f"{bad / max(read, 1):.2%} ({listed}){shown}",
-                fix="Correct the log or the spec, or raise data.bad_records.",
+                fix=", ".join([*advice, "or raise data.bad_records."]),
             )
+
+
+def _advice(reasons: dict[str, int], source: str) -> Iterator[str]:
+    """What in the spec may be at fault, by the reasons for which rows are bad."""
+    time = "data.time" if source == "impressions" else f"data.actions.{source}.time"
+    for end, place in (("is no time", time), ("is no date", "data.split.column")):
+        if any(reason.endswith(end) for reason in reasons):
+            yield f"set {place}.unit or {place}.format"
+    if any(reason.endswith(OF_LOGARITHM) for reason in reasons):
+        yield "give the task's loss log: false"
 
 
 def _short(text: str) -> str:
@@ -71,6 +85,13 @@ def require_rows(rows: dict[str, int], counts: dict[str, int], spec: Spec) -> No
         fix = "Move the days of data.split into the range that was found."
     else:
         expected, fix = "rows in each split", "Give more rows, or larger fractions in data.split."
+        requests = sum(name.startswith(A_REQUEST) for name in counts)
+        if requests and MANY_REQUESTS not in counts:
+            fix = (
+                f"The split keeps the rows of a request together, and data.keys.request "
+                f"({spec.data.keys.request}) has {requests} distinct "
+                f"value{'s' * (requests > 1)}: name the column that tells requests apart, or none."
+            )
     raise UserError(
         f"The split{'s' * (len(empty) > 1)} {' and '.join(empty)} "
         f"{'are' if len(empty) > 1 else 'is'} empty.",
@@ -91,6 +112,8 @@ def tidy(counts: dict[str, int]) -> dict[str, Any]:
     tidied: dict[str, Any] = {}
     for name, count in sorted(counts.items()):
         group, _, rest = name.partition(".")
+        if name.startswith(A_REQUEST) or name == MANY_REQUESTS:
+            continue
         if group == "bad":
             reasons = tidied.setdefault("bad_records", {})
             reason = rest.split(REASON)[1]

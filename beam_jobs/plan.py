@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from recsys.schema import RawColumn, raw_columns
+from recsys.schema import RawColumn, label_column, raw_columns
 from recsys.spec.records import ColumnLabel, Counter, Feature, Spec, TimeColumn, TimeSplit
 
 ROW = "row"
@@ -45,12 +45,18 @@ def known(task: str) -> str:
 
 @dataclass(frozen=True)
 class Field:
-    """One column of a log: where it is read from, what it becomes, and how it is checked."""
+    """One column of a log: where it is read from, what it becomes, and how it is checked.
+
+    Of a label, `after` are the targets of the labels before it in the funnel, first to last, and
+    `logarithm` says whether its loss is of log(1 + label).
+    """
 
     target: str
     column: str
     kind: FieldKind
     time: TimeColumn | None = None
+    after: tuple[str, ...] = ()
+    logarithm: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,7 +165,15 @@ def _impressions(spec: Spec, read: list[RawColumn], counters: tuple[Feature, ...
     for task in spec.tasks:
         if isinstance(task.label, ColumnLabel):
             kind: FieldKind = "value" if task.is_regression else "binary"
-            fields.append(Field(f"label:{task.name}", task.label.column, kind))
+            fields.append(
+                Field(
+                    label_column(task.name),
+                    task.label.column,
+                    kind,
+                    after=tuple(label_column(before.name) for before in spec.chain(task.name)[:-1]),
+                    logarithm=task.by_logarithm,
+                )
+            )
     for column in read:
         if _lives_in(spec, column) == "impressions":
             kind = "text" if column.dtype == "string" else "number"

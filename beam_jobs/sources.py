@@ -24,6 +24,7 @@ from recsys.errors import UserError
 
 PARQUET = (".parquet", ".pq")
 CSV = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+_DELIMITERS = {",": "a comma", ";": "';'", "\t": "a tab", "|": "'|'"}
 ROWS_PER_BLOCK = 65_536
 ROWS_PER_RUN = 50
 BYTES_PER_BLOCK = 8 << 20
@@ -41,7 +42,7 @@ class File:
     @property
     def is_csv(self) -> bool:
         """Whether the file is delimited text."""
-        return self.path.endswith(CSV)
+        return self.path.lower().endswith(CSV)
 
 
 @dataclass(frozen=True)
@@ -123,11 +124,11 @@ def resolve(input_path: Path, source: Source) -> list[File]:
 
 def _is_data(path: Path, root: Path) -> bool:
     hidden = any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
-    return path.is_file() and not hidden and path.name.endswith(PARQUET + CSV)
+    return path.is_file() and not hidden and path.name.lower().endswith(PARQUET + CSV)
 
 
 def _file(path: Path, root: Path) -> File:
-    if not path.name.endswith(PARQUET + CSV):
+    if not path.name.lower().endswith(PARQUET + CSV):
         raise UserError(
             "This file is of no known format.",
             where=str(path),
@@ -172,6 +173,16 @@ def check(files: list[File], source: Source) -> None:
             )
         missing = [column for column in source.columns if column not in header]
         if missing:
+            other = _other_delimiter(file)
+            if other:
+                raise UserError(
+                    "The columns of a file are divided otherwise than its name says.",
+                    where=file.path,
+                    expected=f"columns separated by {_DELIMITERS[_delimiter(file)]}",
+                    found=f"one column, {header[0]!r}, separated by {_DELIMITERS[other]}",
+                    fix=f"Write it with {_DELIMITERS[_delimiter(file)]} between columns"
+                    + (", or name it .tsv." if other == "\t" else "."),
+                )
             near = difflib.get_close_matches(missing[0], header, n=3)
             raise UserError(
                 f"The {source.name} lack{'s' * source.name.endswith('table')} "
@@ -201,15 +212,30 @@ def _header(file: File) -> list[str]:
     try:
         if not file.is_csv:
             return list(pq.read_schema(file.path).names)
-        with pa.input_stream(file.path) as stream:
+        with _open(file) as stream:
             text = io.TextIOWrapper(stream, "utf-8-sig", errors="replace", newline="")
             return next(csv.reader(text, delimiter=_delimiter(file)), [])
     except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
         raise damaged(file, error) from None
 
 
+def _open(file: File) -> pa.NativeFile:
+    # Arrow itself knows compression by small letters only.
+    packed = "gzip" if file.path.lower().endswith(".gz") else None
+    return pa.input_stream(file.path, compression=packed)
+
+
 def _delimiter(file: File) -> str:
-    return "\t" if ".tsv" in Path(file.path).name else ","
+    return "\t" if ".tsv" in Path(file.path).name.lower() else ","
+
+
+def _other_delimiter(file: File) -> str:
+    """What seems to divide the columns of a CSV file in place of its delimiter, or ''."""
+    header = _header(file) if file.is_csv else []
+    if len(header) != 1:
+        return ""
+    found = [mark for mark in _DELIMITERS if mark != _delimiter(file) and mark in header[0]]
+    return max(found, key=header[0].count, default="")
 
 
 def tasks(files: list[File], source: Source, max_rows: int | None = None) -> list[ReadTask]:
@@ -289,20 +315,21 @@ def _csv_blocks(file: File, columns: list[str], ragged: list[str]) -> Iterator[p
         ragged.append(f"{row.actual_columns} fields in place of {row.expected_columns}: {row.text}")
         return "skip"
 
-    reader = pa_csv.open_csv(
-        file.path,
-        read_options=pa_csv.ReadOptions(block_size=BYTES_PER_BLOCK, use_threads=False),
-        parse_options=pa_csv.ParseOptions(
-            delimiter=_delimiter(file), newlines_in_values=True, invalid_row_handler=keep
-        ),
-        # Bytes, not text: one line in another encoding must not damn the block that it is in.
-        convert_options=pa_csv.ConvertOptions(
-            include_columns=columns,
-            column_types={name: pa.binary() for name in columns},
-            strings_can_be_null=False,
-        ),
-    )
-    for batch in reader:
-        yield pa.Table.from_batches([batch])
+    with _open(file) as stream:
+        reader = pa_csv.open_csv(
+            stream,
+            read_options=pa_csv.ReadOptions(block_size=BYTES_PER_BLOCK, use_threads=False),
+            parse_options=pa_csv.ParseOptions(
+                delimiter=_delimiter(file), newlines_in_values=True, invalid_row_handler=keep
+            ),
+            # Bytes, not text: one line in another encoding must not damn the block that it is in.
+            convert_options=pa_csv.ConvertOptions(
+                include_columns=columns,
+                column_types={name: pa.binary() for name in columns},
+                strings_can_be_null=False,
+            ),
+        )
+        for batch in reader:
+            yield pa.Table.from_batches([batch])
     if ragged:
         yield pa.table({name: pa.array([], pa.binary()) for name in columns})

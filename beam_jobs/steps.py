@@ -13,15 +13,17 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from beam_jobs.history import histories
 from beam_jobs.join import Joined, attribute, deduplicate, join_table
-from beam_jobs.partition import by_shard, gather, mixed, partition
+from beam_jobs.partition import by_shard, gather, mixed, partition, stable_hash
 from beam_jobs.plan import (
     DAY,
     IDENTITY,
     IMPRESSION,
     ITEM,
+    REQUEST,
     ROW,
     TABLE_KEY,
     USER,
@@ -283,16 +285,25 @@ class DivideRows(beam.PTransform):
                 for day, count in zip(days.tolist(), seen.tolist(), strict=True)
             }
         yield beam.pvalue.TaggedOutput(COUNTS, counts)
-        chance = shuffled(rows) % np.uint64(self.shards)
+        chance = together(rows, self.plan)[0] % np.uint64(self.shards)
         target = np.where(inside, split * self.shards + chance.astype(np.int64), -1)
         for number, part in by_shard(rows, target):
             if number >= 0:
                 yield number, part
 
 
-def shuffled(rows: pa.Table) -> np.ndarray:
-    """A hash of each row's place: an order that is random to look at and always the same."""
-    return mixed(rows[ROW].to_numpy().astype(np.uint64), 2)
+def together(rows: pa.Table, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+    """Two hashes a row, uint64, by which rows are shuffled: random to look at, always the same.
+
+    The second is of the row's place. So is the first, save where a ranking loss compares a
+    request's rows: there it is of the request, whose rows then come to lie side by side.
+    """
+    alone = mixed(rows[ROW].to_numpy().astype(np.uint64), 2)
+    if not any(task.ranking for task in plan.spec.tasks):
+        return alone, alone
+    named = pc.fill_null(rows[REQUEST], "")
+    request = mixed(stable_hash(named), 3)
+    return np.where(np.asarray(pc.equal(named, "")), alone, request), alone
 
 
 class WriteShards(beam.PTransform):
@@ -314,7 +325,8 @@ class WriteShards(beam.PTransform):
     def _write(self, group: tuple[int, Iterable[pa.Table]]) -> tuple[str, SplitStats]:
         split, shard = divmod(group[0], self.shards)
         rows = gather(list(group[1]))
-        rows = rows.take(pa.array(np.argsort(shuffled(rows), kind="stable")))
+        first, second = together(rows, self.plan)
+        rows = rows.take(pa.array(np.lexsort((second, first))))
         with carrying():
             write_arrow(rows, self.folder / SPLITS[split] / f"{shard:05d}.arrow")
         tick(self.job, "join")

@@ -16,6 +16,7 @@ from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
 from tfx_bsl.tfxio.tensor_adapter import TensorAdapterConfig
 
+from beam_jobs import distributions
 from beam_jobs.vocabularies import Wanted, learn_vocabularies
 from recsys.schema import (
     LIST_SEPARATOR,
@@ -29,16 +30,22 @@ from recsys.schema import (
     vocabulary_name,
 )
 from recsys.spec.records import (
+    Counter,
     Feature,
     Hash,
     History,
     Numeric,
     Piecewise,
+    Quantiles,
     Spec,
     Vocabulary,
 )
 
 Tensors = dict[str, tf.Tensor]
+
+# Numbers a row up to which features are encoded together. It bounds the memory of a batch: all
+# piecewise bins of hundreds of features at once, several times over, would be gigabytes.
+_WIDEST = 512
 
 # Ids of a compositional hash are hashed again by the model: one id, as wide as int32 allows.
 WIDE_HASH = 2**31 - 2
@@ -94,8 +101,12 @@ def preprocessing_fn(spec: Spec) -> Callable[[Tensors], Tensors]:
 
     def transform(inputs: Tensors) -> Tensors:
         vocabularies = _vocabularies(spec, inputs)
+        numbers = _numbers(spec, inputs)
         return {
-            feature.name: _encode(spec, feature, inputs, vocabularies) for feature in spec.features
+            feature.name: numbers[feature.name]
+            if feature.name in numbers
+            else _encode(spec, feature, inputs, vocabularies)
+            for feature in spec.features
         }
 
     return transform
@@ -160,81 +171,113 @@ def _encode(
     spec: Spec, feature: Feature, inputs: Tensors, vocabularies: dict[str, tf.Tensor]
 ) -> tf.Tensor:
     encode = encoding_of(feature)
-    if isinstance(encode, Vocabulary | Hash | History):
-        holder = spec.feature(encode.of) if isinstance(encode, History) else feature
-        column = feature.name if isinstance(encode, History) else feature.raw
-        text = inputs[column]
-        if not feature.is_list:
-            return _ids(text, holder.encode, holder.table_name, vocabularies)  # type: ignore[arg-type]
-        dense = _parts(text, feature)
-        ids = _ids(dense, holder.encode, holder.table_name, vocabularies)  # type: ignore[arg-type]
-        return tf.where(tf.equal(dense, ""), tf.constant(PADDING, ids.dtype), ids)
-    column = feature.name if feature.encode.kind == "counter" else feature.raw
-    numbers = _number(inputs[column])
-    if isinstance(encode, Numeric):
-        return _scaled(numbers, encode.scale, feature.name)
-    if isinstance(encode, Piecewise):
-        return _piecewise(numbers, encode.bins, feature.name)
-    return _bucketed(numbers, encode.buckets, feature.name)
-
-
-def _number(values: tf.Tensor) -> tf.Tensor:
-    """A column as float32; text that is no number is missing."""
-    if values.dtype != tf.string:
-        return values
-    fits = tf.strings.regex_full_match(values, NUMBER)
-    return tf.strings.to_number(tf.where(fits, values, "nan"), tf.float32)
+    holder = spec.feature(encode.of) if isinstance(encode, History) else feature
+    text = inputs[feature.name if isinstance(encode, History) else feature.raw]
+    if not feature.is_list:
+        return _ids(text, holder.encode, holder.table_name, vocabularies)  # type: ignore[arg-type]
+    dense = _parts(text, feature)
+    ids = _ids(dense, holder.encode, holder.table_name, vocabularies)  # type: ignore[arg-type]
+    return tf.where(tf.equal(dense, ""), tf.constant(PADDING, ids.dtype), ids)
 
 
 # --------------------------------------------------------------------------------- numbers
 
 
-def _there(values: tf.Tensor) -> tf.Tensor:
-    return tf.boolean_mask(values, tf.math.is_finite(values))
+def _numbers(spec: Spec, inputs: Tensors) -> Tensors:
+    """The features that are numbers, by name.
+
+    All that they learn is learned at once, and those encoded alike are encoded together: a graph
+    of a dozen operations for each of hundreds of features takes long to trace, load and run.
+    """
+    columns: dict[tuple[str, bool], tf.Tensor] = {}
+    plain: dict[str, int] = {}
+    groups: list[tuple[type, dict[str, distributions.Wanted]]] = []
+    latest: dict[tuple[type, int], dict[str, distributions.Wanted]] = {}
+    for feature in spec.features:
+        encode = encoding_of(feature)
+        if not isinstance(encode, Numeric | Piecewise | Quantiles):
+            continue
+        name = feature.name if isinstance(feature.encode, Counter) else feature.raw
+        log = isinstance(encode, Numeric) and encode.scale == "log_zscore"
+        if (name, log) not in columns:
+            columns[name, log] = _number(inputs[name], log)
+        place = list(columns).index((name, log))
+        if isinstance(encode, Numeric) and encode.scale == "none":
+            plain[feature.name] = place
+            continue
+        bins = 0
+        if not isinstance(encode, Numeric):
+            bins = encode.bins if isinstance(encode, Piecewise) else encode.buckets
+        wanted = distributions.Wanted(place, bins)
+        group = latest.get((type(encode), bins))
+        if group is None or len(group) * wanted.size >= _WIDEST:
+            group = latest[type(encode), bins] = {}
+            groups.append((type(encode), group))
+        group[feature.name] = wanted
+    if not columns:
+        return {}
+    matrix = tf.stack(list(columns.values()))
+    learned = distributions.learn(matrix, [list(group.values()) for _, group in groups])
+    encoded = {name: _filled(matrix[place]) for name, place in plain.items()}
+    for (kind, group), numbers in zip(groups, learned, strict=True):
+        values = tf.gather(matrix, [wanted.column for wanted in group.values()])
+        rows = _ENCODERS[kind](values, numbers, list(group))
+        encoded |= zip(group, tf.unstack(rows), strict=True)
+    return encoded
 
 
-def _learned(feature: str, name: str, value: tf.Tensor) -> tf.Tensor:
-    """A learned value under a name by which it is found in the graph."""
-    return tf.identity(value, name=learned_name(feature, name))
+def _number(values: tf.Tensor, log: bool) -> tf.Tensor:
+    """A column as float32, or as its logarithm; text that is no number is missing."""
+    if values.dtype == tf.string:
+        fits = tf.strings.regex_full_match(values, NUMBER)
+        values = tf.strings.to_number(tf.where(fits, values, "nan"), tf.float32)
+    return tf.sign(values) * tf.math.log1p(tf.abs(values)) if log else values
 
 
-def _boundaries(values: tf.Tensor, buckets: int) -> tf.Tensor:
-    """Inner boundaries of quantile buckets over the rows that have a value, [buckets - 1]."""
-    epsilon = min(0.001, 0.1 / buckets)
-    return tf.reshape(tft.quantiles(_there(values), buckets, epsilon), [-1])
-
-
-def _bucketed(values: tf.Tensor, buckets: int, feature: str) -> tf.Tensor:
-    missing = tf.math.is_nan(values)
-    filled = tf.where(missing, 0.0, values)
-    boundaries = _learned(feature, "boundaries", _boundaries(values, buckets))
-    ids = tf.searchsorted(boundaries, filled, side="right", out_type=tf.int64)
-    return tf.where(missing, tf.zeros_like(ids), ids + 1)
-
-
-def _scaled(values: tf.Tensor, scale: str, feature: str) -> tf.Tensor:
-    if scale == "log_zscore":
-        values = tf.sign(values) * tf.math.log1p(tf.abs(values))
-    if scale != "none":
-        there = tf.cast(_there(values), tf.float64)
-        mean = _learned(feature, "mean", tft.mean(there))
-        variance = _learned(feature, "variance", tft.var(there))
-        wide = tf.cast(values, tf.float64) - mean
-        spread = tf.sqrt(variance)
-        values = tf.cast(tf.math.divide_no_nan(wide, spread), tf.float32)
+def _filled(values: tf.Tensor) -> tf.Tensor:
     return tf.where(tf.math.is_nan(values), 0.0, values)
 
 
-def _piecewise(values: tf.Tensor, bins: int, feature: str) -> tf.Tensor:
+def _named(features: list[str], name: str, rows: tf.Tensor) -> tf.Tensor:
+    """Rows of learned values, each passed on under a name by which it is found in the graph."""
+    return tf.stack(
+        [
+            tf.identity(row, name=learned_name(feature, name))
+            for feature, row in zip(features, tf.unstack(rows), strict=True)
+        ]
+    )
+
+
+# Encoders take the columns of features that are encoded alike, [features, batch], what was
+# learned of each, [features, any], and their names.
+
+
+def _bucketed(values: tf.Tensor, learned: tf.Tensor, features: list[str]) -> tf.Tensor:
+    boundaries = _named(features, "boundaries", tf.cast(learned[:, 1:-1], tf.float32))
+    ids = tf.searchsorted(boundaries, _filled(values), side="right", out_type=tf.int64)
+    return tf.where(tf.math.is_nan(values), tf.zeros_like(ids), ids + 1)
+
+
+def _scaled(values: tf.Tensor, learned: tf.Tensor, features: list[str]) -> tf.Tensor:
+    mean = _named(features, "mean", learned[:, 0])[:, tf.newaxis]
+    spread = tf.sqrt(_named(features, "variance", learned[:, 1]))[:, tf.newaxis]
+    wide = tf.cast(values, tf.float64) - mean
+    return _filled(tf.cast(tf.math.divide_no_nan(wide, spread), tf.float32))
+
+
+def _piecewise(values: tf.Tensor, learned: tf.Tensor, features: list[str]) -> tf.Tensor:
     """How full each quantile bin is: 0 below it, 1 above it, linear within; 0 where missing."""
-    there = _there(values)
-    inner = _boundaries(values, bins)
-    low, high = tf.reshape(tft.min(there), [1]), tf.reshape(tft.max(there), [1])
-    edges = _learned(feature, "edges", tf.concat([low, inner, high], axis=0))
-    begin, width = edges[:-1], edges[1:] - edges[:-1]
-    gap = values[:, tf.newaxis] - begin[tf.newaxis, :]
+    edges = _named(features, "edges", tf.cast(learned, tf.float32))[:, tf.newaxis, :]
+    begin, width = edges[..., :-1], edges[..., 1:] - edges[..., :-1]
+    gap = values[..., tf.newaxis] - begin
     # A bin without width (many equal values) is a step.
     step = tf.cast(gap >= 0.0, tf.float32)
     fill = tf.where(width > 0.0, tf.math.divide_no_nan(gap, width), step)
-    fill = tf.where(tf.math.is_nan(fill), 0.0, tf.clip_by_value(fill, 0.0, 1.0))
-    return tf.ensure_shape(fill, [None, bins])
+    return tf.where(tf.math.is_nan(fill), 0.0, tf.clip_by_value(fill, 0.0, 1.0))
+
+
+_ENCODERS: dict[type, Callable[[tf.Tensor, tf.Tensor, list[str]], tf.Tensor]] = {
+    Numeric: _scaled,
+    Piecewise: _piecewise,
+    Quantiles: _bucketed,
+}

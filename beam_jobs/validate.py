@@ -16,12 +16,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam_jobs.plan import ROW, Field, Source
-from recsys.raw import canonical
+from recsys.raw import canonical, is_missing
 from recsys.schema import RawColumn
 from recsys.spec.records import TimeColumn
 
 MS_PER_DAY = 86_400_000
-_PER_MS = {"s": 1000.0, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
+OF_LOGARITHM = "its loss is of log(1 + label)"
+_PER_SECOND = {"s": 1, "ms": 1000, "us": 1_000_000, "ns": 1_000_000_000}
+_FIRST_MS, _LAST_MS = -62_135_596_800_000, 253_402_300_799_999
+"""Years 1 to 9999: a time outside them has no day, and most often another unit."""
 DEAD_LETTER = pa.schema([("source", pa.string()), ("reason", pa.string()), ("row", pa.string())])
 
 
@@ -51,6 +54,9 @@ def validate(block: pa.Table, ragged: list[str], source: Source) -> Checked:
         values, bad, reason = check_field(_as_text(block[field.column]), field)
         columns[field.target] = values
         reasons[bad & (reasons == "")] = reason
+    for field in source.fields:
+        if field.kind in ("binary", "value"):
+            _check_label(field, columns, reasons)
     table = pa.table(columns)
     is_bad = reasons != ""
     dead = dead_letters(
@@ -61,6 +67,27 @@ def validate(block: pa.Table, ragged: list[str], source: Source) -> Checked:
     lines = dead_letters(source.name, ["wrong number of fields"] * len(ragged), ragged)
     good = table.filter(pa.array(~is_bad)) if is_bad.any() else table
     return Checked(good, pa.concat_tables([dead, lines]))
+
+
+def _check_label(field: Field, columns: dict[str, pa.Array], reasons: np.ndarray) -> None:
+    """Find labels that are missing or negative where they count, and set others to 0.
+
+    Where what a label follows did not happen it is 0, whatever it says, so that it may be left
+    blank there. Of actions that is not known yet, and they count as having happened.
+    """
+    label = columns[field.target].to_numpy()
+    counts = np.ones(len(label), dtype=bool)
+    for before in field.after:
+        if before in columns:
+            counts &= columns[before].to_numpy() > 0
+    missing = np.isnan(label)
+    faults = {f"label {field.column} is missing": missing & counts}
+    if field.logarithm:
+        reason = f"label {field.column} is negative; {OF_LOGARITHM}"
+        faults[reason] = (label < 0) & counts
+    for reason, bad in faults.items():
+        reasons[bad & (reasons == "")] = reason
+    columns[field.target] = pa.array(np.where(missing, np.float32(0), label))
 
 
 def _as_text(values: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -89,7 +116,10 @@ def count_reasons(dead: pa.Table) -> dict[str, int]:
 
 
 def check_field(values: pa.ChunkedArray, field: Field) -> tuple[pa.Array, np.ndarray, str]:
-    """The field's values, which of them are bad, and the reason that a bad one has."""
+    """The field's values, which of them are bad, and the reason that a bad one has.
+
+    A label may be missing here: whether it may depends on other labels.
+    """
     name = field.column
     if field.kind in ("time", "day"):
         assert field.time is not None
@@ -101,26 +131,33 @@ def check_field(values: pa.ChunkedArray, field: Field) -> tuple[pa.Array, np.nda
     if field.kind in ("text", "key"):
         text, bad = canonical(values, RawColumn(name, "string", "context"))
         if field.kind == "key":
-            missing = pc.equal(text, "").to_numpy(zero_copy_only=False)
+            missing = is_missing(text).to_numpy(zero_copy_only=False)
             return text, bad | missing, f"{name} is missing"
         return text, bad, f"{name} is no text"
     number, bad = canonical(values, RawColumn(name, "float32", "context"))
-    array = number.to_numpy()
     if field.kind == "binary":
-        return number, bad | ~np.isin(array, (0.0, 1.0)), f"label {name} is not 0 or 1"
+        array = number.to_numpy()
+        wrong = ~np.isnan(array) & ~np.isin(array, (0.0, 1.0))
+        return number, bad | wrong, f"label {name} is not 0 or 1"
     if field.kind == "value":
-        return number, bad | np.isnan(array), f"label {name} is no number"
+        return number, bad, f"label {name} is no number"
     return number, bad, f"{name} is no number"
 
 
 def parse_time(values: pa.ChunkedArray, column: TimeColumn) -> tuple[np.ndarray, np.ndarray]:
-    """Milliseconds since the epoch (int64, [rows]), and which rows have no such time.
+    """Milliseconds since the epoch (int64, [rows]), rounded down, and which rows have no such time.
 
     Times without a zone are UTC.
 
     >>> parse_time(pa.chunked_array([["1.5", "x"]]), TimeColumn(column="t", unit="s"))[0].tolist()
     [1500, 0]
     """
+    ms, bad = _parse(values, column)
+    bad = bad | (ms < _FIRST_MS) | (ms > _LAST_MS)
+    return np.where(bad, 0, ms), bad
+
+
+def _parse(values: pa.ChunkedArray, column: TimeColumn) -> tuple[np.ndarray, np.ndarray]:
     kind = values.type
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         ms = pc.fill_null(values.cast(pa.timestamp("ms"), safe=False).cast(pa.int64()), 0)
@@ -147,18 +184,34 @@ def parse_time(values: pa.ChunkedArray, column: TimeColumn) -> tuple[np.ndarray,
 
 
 def _from_numbers(values: pa.ChunkedArray, unit: str) -> tuple[np.ndarray, np.ndarray]:
-    if not pa.types.is_integer(values.type):
-        try:
-            values = values.cast(pa.int64())
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            series = pd.Series(values.to_pylist(), dtype=object)
-            numbers = pd.to_numeric(series, errors="coerce").to_numpy(dtype=np.float64)
-            ms = numbers * _PER_MS[unit]
-            bad = ~np.isfinite(ms) | (np.abs(ms) >= 2.0**62)
-            return np.where(bad, 0, ms).round().astype(np.int64), bad
-    bad = pc.is_null(values).to_numpy()
-    whole = pc.fill_null(values, 0).cast(pa.int64()).to_numpy()
-    if unit == "s":
-        bad = bad | (np.abs(whole) >= 2**62 // 1000)
-        return np.where(bad, 0, whole) * 1000, bad
-    return whole // {"ms": 1, "us": 1000, "ns": 1_000_000}[unit], bad
+    if pa.types.is_floating(values.type):
+        return _from_floats(values.to_numpy(), unit)
+    if pa.types.is_integer(values.type):
+        whole = pc.fill_null(values, 0).to_numpy()
+        ms, bad = _from_whole(whole, unit)
+        return ms, bad | pc.is_null(values).to_numpy()
+    text, _ = canonical(values, RawColumn("time", "string", "context"))
+    # Whole numbers apart, since a double does not hold each nanosecond.
+    digits = pc.match_substring_regex(text, r"^-?[0-9]{1,18}\z")
+    ms, bad = _from_whole(pc.if_else(digits, text, "0").cast(pa.int64()).to_numpy(), unit)
+    others = ~digits.to_numpy(zero_copy_only=False)
+    if others.any():
+        series = pd.Series(text.filter(pa.array(others)).to_pylist(), dtype=object)
+        numbers = pd.to_numeric(series, errors="coerce").to_numpy(dtype=np.float64)
+        ms[others], bad[others] = _from_floats(numbers, unit)
+    return ms, bad
+
+
+def _from_whole(whole: np.ndarray, unit: str) -> tuple[np.ndarray, np.ndarray]:
+    times, per = max(1000 // _PER_SECOND[unit], 1), max(_PER_SECOND[unit] // 1000, 1)
+    most = (2**63 - 1) // times
+    bad = (whole > most) | (whole < -most)
+    return np.where(bad, 0, whole).astype(np.int64) * times // per, bad
+
+
+def _from_floats(numbers: np.ndarray, unit: str) -> tuple[np.ndarray, np.ndarray]:
+    ms = numbers.astype(np.float64) * 1000 / _PER_SECOND[unit]
+    bad = ~(np.abs(ms) < 2.0**62)
+    ms = np.where(bad, 0, ms)
+    # The double of .123 seconds may be a little less, and rounding down would make it .122.
+    return np.floor(ms + 2 * np.spacing(np.abs(ms))).astype(np.int64), bad

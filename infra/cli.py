@@ -386,6 +386,9 @@ def demo(
     tour(out, rows, workers, say=_say)
 
 
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+
+
 def main() -> None:
     """Entry point: errors of the user are words, not tracebacks."""
     try:
@@ -395,7 +398,7 @@ def main() -> None:
     except KeyboardInterrupt:
         _fail("Interrupted.", EXIT_INTERRUPTED)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in _OF_THE_DISK:
             raise
         _fail(
             f"{os.strerror(error.errno)}\n  where:    {error.filename or 'while writing'}\n"

@@ -1,10 +1,11 @@
 """A spec written by looking at a table: `recsys spec infer TABLE`.
 
-Labels, keys and time are found by name and content, each choice is told in a comment, and the
-features get encodings that also serve items that training never saw: ids by vocabularies with a
-minimum count, or not at all where most of the newest rows have ids that training lacks; numbers
-both by quantile and by piecewise-linear embeddings; and, where there is a time column, counters of
-what happened before to the user, the item, their kinds and pairs of these.
+Labels, keys and time are found by name and content, each choice is told in a comment, and what
+seems to be known only after a label is left out. The features get encodings that also serve items
+that training never saw: ids by vocabularies with a minimum count, or not at all where most of the
+newest rows have ids that training lacks; numbers both by quantile and by piecewise-linear
+embeddings; and, where there is a time column, counters of what happened before to the user, the
+item, their kinds and pairs of these.
 """
 
 from __future__ import annotations
@@ -12,12 +13,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import yaml
 
+from infra.leaks import doubt, leak, truths
+from infra.tables import Column, label, look, missing, read
+from infra.times import PARSED, Reading, days, holds_dates, reading, texts
 from recsys.errors import EXIT_WRONG_USE, UserError
 from recsys.spec.names import Names
 
@@ -27,12 +34,14 @@ FEWEST_DAYS = 4
 COUNTED_KINDS = 3
 """Categories of an owner whose past is counted: those of most values."""
 MOST_KINDS = 2_000
-FEW_VALUES = 12
-"""Numbers of no more values than this are categories."""
 SEEN = 5
 """Rows of training that an id needs to get an embedding of its own."""
 UNSEEN_SHARE = 0.5
 """More than this of the newest rows with an id seldom seen before, and the id is left out."""
+ROWS_A_REQUEST = 200
+"""Rows that requests have at most on average: more, and the column names something else."""
+NO_REQUEST = 0.01
+"""Rows without a request above which none is read: each would be a bad record."""
 
 MOST_CROSSED = 200
 """Features whose dot products are all told apart. Of 225, on a table of 100 numbers, they gave
@@ -51,7 +60,6 @@ _LABELS = (
 _USER = r"user|user_?id|uid|customer|customer_?id|member_?id|visitor_?id"
 _ITEM = r"item|item_?id|iid|product|product_?id|video_?id|article_?id|ad_?id|doc_?id|sku|movie_?id"
 _REQUEST = r"request|request_?id|session|session_?id|impression_group|query_?id"
-_ROW = r"(unnamed: *\d+|index|row|id|(row|impression|event|log|example|sample)_?id)"
 _TIME = r"time|timestamp|ts|datetime|date_?time|shown_at|event_time|time_ms"
 
 _MODEL = """\
@@ -78,31 +86,21 @@ train:
 """
 
 
-@dataclass
-class Column:
-    """What a column holds, as far as a sample tells."""
+@dataclass(frozen=True)
+class Time:
+    """The time of the rows: its column, how it is read, and each row's day since the epoch."""
 
     name: str
-    text: bool
-    distinct: int
-    rows: int
-    values: list[Any] = field(default_factory=list)
+    read: Reading
+    day: np.ndarray
+    dates: list[date]
 
     @property
-    def binary(self) -> bool:
-        """Whether it holds 0 and 1 alone, both of them."""
-        return sorted(map(str, self.values)) in (["0", "1"], ["0.0", "1.0"], ["False", "True"])
-
-    @property
-    def one_a_row(self) -> bool:
-        """Whether it is a text or a number of the row itself, of which new rows have none."""
-        named = self.text or re.fullmatch(_ROW, self.name, re.I) is not None
-        return named and self.distinct == self.rows
-
-    @property
-    def category(self) -> bool:
-        """Whether its values are names rather than amounts."""
-        return self.text or self.distinct <= FEW_VALUES
+    def told(self) -> str:
+        """The line of the spec."""
+        column = self.read.column
+        how = f"format: {json.dumps(column.format)}" if column.format else f"unit: {column.unit}"
+        return f"  time: {{column: {_quoted(self.name)}, {how}}}"
 
 
 def infer(
@@ -126,13 +124,12 @@ def infer(
         YAML, with a comment for each choice.
 
     Raises:
-        UserError: The table cannot be read, a named column is not in it or is no label, or it
-            has no user, item or label that can be told.
+        UserError: The table cannot be read, a named column is not in it or is no label, key or
+            time, or it has no user, item or label that can be told.
     """
-    whole = _named(_read(path), path)
+    whole = read(path)
     # Whose a column is and what it holds shows in the first rows; days and ids take all of them.
-    table = whole.slice(0, SAMPLE_ROWS)
-    columns = [_column(table, name) for name in table.column_names]
+    table, columns = look(whole.slice(0, SAMPLE_ROWS))
     by_name = {column.name: column for column in columns}
     for name in (user, item, time, *labels):
         if name is not None and name not in by_name:
@@ -145,90 +142,258 @@ def infer(
             )
     user_column = by_name[user] if user else _one(columns, _USER, "user", path)
     item_column = by_name[item] if item else _one(columns, _ITEM, "item", path)
-    request = _find(columns, _REQUEST)
-    time_column = by_name[time] if time else _find(columns, _TIME)
-    label_columns = [
-        c
-        for c in columns
-        if (c.name in labels if labels else c.binary and re.fullmatch(_LABELS, c.name, re.I))
-    ]
-    for column in label_columns:
-        if not column.binary:
-            raise UserError(
-                f"The column {column.name!r} is no label.",
-                where=str(path),
-                expected="0 and 1, both of them",
-                found=f"{column.distinct} distinct values",
-                fix="Name columns of 0 and 1; a task of numbers is written by hand (docs/spec.md).",
-                exit_code=EXIT_WRONG_USE,
-            )
-    if not label_columns:
-        found = [c.name for c in columns if c.binary]
-        raise UserError(
-            "No label was found.",
-            where=str(path),
-            expected="a column of 0 and 1 named like click, purchase, converted, label",
-            found=f"columns of 0 and 1: {', '.join(found) or 'none'}",
-            fix="Name it: --label COLUMN.",
-            exit_code=EXIT_WRONG_USE,
-        )
-    tasks = _tasks(table, label_columns)
+    label_like = [c for c in columns if 1 <= c.known <= 2 and re.fullmatch(_LABELS, c.name, re.I)]
+    label_columns = [c for c in columns if c.name in labels]
+    label_columns = label_columns or [c for c in label_like if c.binary and c.name != time]
+    _require_roles(path, user_column, item_column, time, label_columns if labels else [])
+    label_columns = [c for c in label_columns if c not in (user_column, item_column)]
+    _require_labels(path, table, columns, label_columns)
+    taken = {user_column.name, item_column.name, *(c.name for c in label_columns)}
+    free = [c for c in columns if c.name not in taken]
+    request, request_note = _request(table, free)
+    taken |= {c.name for c in free if re.fullmatch(_REQUEST, c.name, re.I) and _many(c)}
+    keys = {user_column.name, item_column.name}
+    dates = [c for c in free if c != request and holds_dates(table[c.name], c.name)]
+    when, time_notes = _time(whole, table, free, dates, time, keys, path)
+    taken |= {when.name} if when else set()
+
+    known = {c.name: label(table, c) for c in {*label_columns, *label_like} if c.binary}
+    tasks = _tasks({c.name: known[c.name] for c in label_columns})
+    judged = truths(known, dict(_tasks(known)))
     names = Names(table.column_names, LONGEST_NAME)
     task_names = Names([name for name, _ in tasks], LONGEST_NAME)
-    taken = {c.name for c in (user_column, item_column, request, time_column) if c}
-    taken |= {c.name for c in label_columns}
     lines = [
         f"# Written by `recsys spec infer {path.name}`; look it over, then: recsys run",
         f"name: {_quoted(names.allowed(path.stem))}",
         "data:",
         f"  impressions: {_quoted(path.name)}",
+        *_keyless(table, user_column, item_column),
+        *request_note,
         f"  keys: {{user: {_quoted(user_column.name)}, item: {_quoted(item_column.name)}"
         + (f", request: {_quoted(request.name)}" if request else "")
         + "}",
+        *time_notes,
+        *_time_and_split(when),
+        "features:",
     ]
-    days = _days(whole, time_column)
-    lines += _time_and_split(whole, time_column, days)
-    lines.append("features:")
     kinds: dict[str, list[Column]] = {"user": [], "item": [], "context": []}
     owned, encoded = set(), []
     for column in columns:
-        if column.name in taken or column.distinct < 2:
+        if column.name in taken or (column.distinct < 2 and column.kind != "none"):
             continue
-        if column.one_a_row:
-            lines.append(f"  # No feature of {column.name!r}: each row has a value of its own.")
-        else:
-            owner = _owner(table, column, item_column.name, user_column.name)
-            owned.add(owner)
-            encoded += _encodings(column, owner, names)
-            if column.category and column.distinct <= MOST_KINDS:
-                kinds[owner].append(column)
-    newest, left_out = _newest(whole, time_column, days), set()
+        unfit = _unfit(column, label_like, dates)
+        if unfit:
+            lines.append(f"  # No feature of {column.name!r}: {unfit}.")
+            continue
+        owner = _owner(table, column, item_column.name, user_column.name)
+        made = _encodings(column, owner, names)
+        late = leak(table[column.name], column, judged)
+        if late:
+            lines += [
+                f"  # No feature of {column.name!r}: {late}, so it seems to be known only after.",
+                "  # If it is known before, take these lines out of the comment:",
+                *(f"  # {line.strip()}" for line in made),
+            ]
+            continue
+        doubted = doubt(table[column.name], judged)
+        if doubted:
+            encoded.append(
+                f"  # {column.name!r} is there only where {doubted!r} is 1: leave it out if it is "
+                "known only after."
+            )
+        owned.add(owner)
+        encoded += made
+        if column.category and column.distinct <= MOST_KINDS:
+            kinds[owner].append(column)
+    newest, left_out = _newest(whole, when), set()
     for column, owner in ((user_column, "user"), (item_column, "item")):
         unseen = _unseen(whole, column, newest)
         if unseen > UNSEEN_SHARE and owner in owned:
             left_out.add(column.name)
             lines.append(
-                f"  # No embedding of {column.name}: {unseen:.0%} of the newest rows have one seen "
-                f"fewer than {SEEN} times before."
+                f"  # No embedding of {_quoted(column.name)}: {unseen:.0%} of the newest rows have "
+                f"one seen fewer than {SEEN} times before."
             )
         else:
             encode = f"{{kind: vocabulary, min_count: {SEEN}}}"
             lines.append(_feature(names.of[column.name], owner, column, encode))
-    if len(days) >= FEWEST_DAYS:
+    if when and len(when.dates) >= FEWEST_DAYS:
         for owner, of_owner in kinds.items():
             kinds[owner] = sorted(of_owner, key=lambda c: -c.distinct)[:COUNTED_KINDS]
         encoded += _counters(user_column, item_column, kinds, names, task_names, left_out)
     lines += encoded
     embedded = _embedded(yaml.safe_load("\n".join(lines))["features"])
     lines.append("tasks:")
-    lines += [
-        f"  - {{name: {_quoted(task_names.of[name])}, label: {{column: {_quoted(name)}}}"
-        + (f", given: {_quoted(task_names.of[given])}" if given else "")
-        + "}"
-        for name, given in tasks
-    ]
+    for name, given in tasks:
+        lines += _blanks(known, name, given)
+        lines.append(
+            f"  - {{name: {_quoted(task_names.of[name])}, label: {{column: {_quoted(name)}}}"
+            + (f", given: {_quoted(task_names.of[given])}" if given else "")
+            + "}"
+        )
     # Trees do not read the keys' own ids; where there is nothing else, there are none.
     return "\n".join(lines) + "\n" + _model(embedded) + (_TREES if encoded else "") + _TRAIN
+
+
+def _require_roles(
+    path: Path, user: Column, item: Column, time: str | None, labels: list[Column]
+) -> None:
+    """Each column that was named is one thing alone, and keys are values that can be told apart."""
+    roles = [user.name, item.name, *([time] if time else []), *(c.name for c in labels)]
+    twice = [name for name in dict.fromkeys(roles) if roles.count(name) > 1]
+    if twice:
+        raise UserError(
+            f"The column {twice[0]!r} is named for two things.",
+            where=str(path),
+            expected="a column each for user, item, time and labels",
+            found=f"user {user.name!r}, item {item.name!r}"
+            + (f", time {time!r}" if time else "")
+            + "".join(f", label {c.name!r}" for c in labels),
+            fix="Name another column: --user, --item, --time or --label.",
+            exit_code=EXIT_WRONG_USE,
+        )
+    for what, column in (("user", user), ("item", item)):
+        if column.kind not in ("text", "number"):
+            raise UserError(
+                f"The column {column.name!r} cannot name a {what}.",
+                where=str(path),
+                expected="a text or a whole number in each row",
+                found=column.why or f"{column.kind}s",
+                fix=f"Name another column: --{what}.",
+                exit_code=EXIT_WRONG_USE,
+            )
+
+
+def _require_labels(
+    path: Path, table: pa.Table, columns: list[Column], labels: list[Column]
+) -> None:
+    for column in labels:
+        if not column.binary:
+            few = 0 < column.distinct <= 3
+            raise UserError(
+                f"The column {column.name!r} is no label.",
+                where=str(path),
+                expected="0 and 1, both of them",
+                found=f"{column.distinct} distinct values"
+                + (f": {texts(table[column.name].unique())}" if few else ""),
+                fix="Name columns of 0 and 1; a task of numbers is written by hand (docs/spec.md).",
+                exit_code=EXIT_WRONG_USE,
+            )
+    if not labels:
+        found = [c.name for c in columns if c.binary]
+        named = [
+            f"; {c.name!r} holds {texts(table[c.name].unique())}"
+            for c in columns
+            if c.known <= 2 and c.kind != "none" and re.fullmatch(_LABELS, c.name, re.I)
+        ]
+        raise UserError(
+            "No label was found.",
+            where=str(path),
+            expected="a column of 0 and 1 named like click, purchase, converted, label",
+            found=f"columns of 0 and 1: {', '.join(found) or 'none'}" + "".join(named),
+            fix="Name it: --label COLUMN.",
+            exit_code=EXIT_WRONG_USE,
+        )
+
+
+def _request(table: pa.Table, columns: list[Column]) -> tuple[Column | None, list[str]]:
+    """The request's column, or why the one that is named like it is none."""
+    column = _find(columns, _REQUEST)
+    if column is None:
+        return None, []
+    start = f"  # No request: {column.name!r} "
+    if column.kind not in ("text", "number"):
+        return None, [f"{start}holds neither texts nor numbers."]
+    none = missing(table[column.name]).mean()
+    if none >= NO_REQUEST:
+        return None, [f"{start}is missing in {none:.0%} of the rows."]
+    if not _many(column):
+        values = f"{column.distinct:,} value{'s' * (column.distinct != 1)}"
+        return None, [f"{start}has {values} in {len(table):,} rows."]
+    return column, []
+
+
+def _many(column: Column) -> bool:
+    return column.distinct * ROWS_A_REQUEST >= column.rows
+
+
+def _keyless(table: pa.Table, *keys: Column) -> list[str]:
+    """What is to be said of keys that some rows lack."""
+    shares = {column.name: missing(table[column.name]).mean() for column in keys}
+    return [
+        f"  # {share:.2%} of the rows have no {name!r}; the feature job calls them bad records."
+        for name, share in shares.items()
+        if share
+    ]
+
+
+def _time(
+    whole: pa.Table,
+    table: pa.Table,
+    columns: list[Column],
+    dates: list[Column],
+    named: str | None,
+    keys: set[str],
+    path: Path,
+) -> tuple[Time | None, list[str]]:
+    """The time: by its name, or the only column of dates that is neither the user's nor the item's.
+
+    Returns:
+        It, or None; and what is to be said of the choice.
+    """
+    notes: list[str] = []
+    sample = whole.slice(0, SAMPLE_ROWS)
+    tried = [named] if named else [c.name for c in columns if re.fullmatch(_TIME, c.name, re.I)]
+    own = [c for c in dates if _owner(table, c, *sorted(keys)) == "context"]
+    tried += [c.name for c in own if not named and len(own) == 1 and c.name not in tried]
+    for name in tried:
+        found = reading(sample[name], name)
+        if isinstance(found, Reading):
+            if found.note:
+                notes.append(f"  # {name!r} {found.note}.")
+            day = days(whole[name], found.column)
+            seen = np.unique(day[~np.isnan(day)]).astype(int).tolist()
+            return Time(name, found, day, [date(1970, 1, 1) + timedelta(d) for d in seen]), notes
+        if named:
+            raise UserError(
+                f"The column {name!r} is no time: it {found}.",
+                where=str(path),
+                expected=f"epoch numbers, ISO 8601 or another date in {PARSED:.0%} of the rows",
+                found=texts(sample[name]),
+                fix="Name another column, or none: rows are then divided by chance.",
+                exit_code=EXIT_WRONG_USE,
+            )
+        notes.append(f"  # No time by {name!r}: it {found}.")
+    left = [repr(c.name) for c in dates if c.name not in tried]
+    if left:
+        hold = "holds dates; name it" if len(left) == 1 else "hold dates; name one"
+        notes.append(f"  # No time: {', '.join(left)} {hold} with --time to split by day.")
+    return None, notes
+
+
+def _blanks(known: dict[str, np.ndarray], name: str, given: str | None) -> list[str]:
+    """What is to be said of a label that some rows lack."""
+    blank = np.isnan(known[name])
+    if given is not None:
+        blank &= known[given] > 0.5
+    if not blank.any():
+        return []
+    of = f"the rows with {given!r}" if given else "the rows"
+    rows = (known[given] > 0.5).sum() if given else len(blank)
+    share = blank.sum() / rows
+    return [f"  # {share:.2%} of {of} have no {name!r}; the feature job calls them bad records."]
+
+
+def _unfit(column: Column, label_like: list[Column], dates: list[Column]) -> str:
+    """Why no feature is made of a column, whatever the labels are; '' where one is."""
+    if column in label_like:
+        how = f"add --label {_quoted(column.name)}" if column.binary else "write 0 and 1"
+        return f"it is named like a label; {how} to learn it"
+    if column in dates:
+        return "it holds dates"
+    if column.one_a_row:
+        return "each row has a value of its own"
+    return column.why
 
 
 def _embedded(features: list[dict[str, Any]]) -> int:
@@ -294,54 +459,6 @@ def _counters(
     return lines
 
 
-def _read(path: Path) -> Any:
-    import pyarrow as pa
-    import pyarrow.csv as csv
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.read_table(path) if path.suffix == ".parquet" else csv.read_csv(path)
-    except FileNotFoundError:
-        raise UserError("The table does not exist.", where=str(path), exit_code=2) from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(
-            "The table cannot be read.",
-            where=str(path),
-            expected="CSV with a header, or Parquet",
-            found=str(error),
-        ) from None
-
-
-def _named(table: Any, path: Path) -> Any:
-    """The columns that have a name: an index that pandas wrote has none.
-
-    Raises:
-        UserError: Two have the same.
-    """
-    names = [name for name in table.column_names if name]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(
-            "Columns of the table have the same name.",
-            where=str(path),
-            found=", ".join(twice),
-            fix="Give each a name of its own.",
-        )
-    return table.select(names)
-
-
-def _column(table: Any, name: str) -> Column:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    values = table[name]
-    distinct = pc.unique(values.drop_null())
-    few = distinct.to_pylist() if len(distinct) <= 2 else []
-    kind = values.type
-    number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-    return Column(name, not number, len(distinct), len(values), few)
-
-
 def _find(columns: list[Column], pattern: str) -> Column | None:
     return next((c for c in columns if re.fullmatch(pattern, c.name, re.I)), None)
 
@@ -360,13 +477,10 @@ def _one(columns: list[Column], pattern: str, what: str, path: Path) -> Column:
     return column
 
 
-def _tasks(table: Any, labels: list[Column]) -> list[tuple[str, str | None]]:
+def _tasks(labels: dict[str, np.ndarray]) -> list[tuple[str, str | None]]:
     """Labels by falling rate; one whose positives lie within another's follows it."""
-    import numpy as np
-
-    ones = {
-        c.name: np.asarray(table[c.name].to_pandas().fillna(0), dtype=float) > 0.5 for c in labels
-    }
+    # A label that is blank did not happen: where the one before it did not, logs often say so.
+    ones = {name: np.nan_to_num(values) > 0.5 for name, values in labels.items()}
     order = sorted(ones, key=lambda name: -ones[name].mean())
     tasks: list[tuple[str, str | None]] = []
     for index, name in enumerate(order):
@@ -381,50 +495,20 @@ def _tasks(table: Any, labels: list[Column]) -> list[tuple[str, str | None]]:
     return tasks
 
 
-def _unit(table: Any, time: Column) -> Any:
-    """The unit of a time column: ISO text, or epoch numbers by their size."""
-    import pyarrow.types as types
-
-    if not types.is_integer(table[time.name].type):
-        return "iso"
-    largest = float(table[time.name].to_pandas().max())
-    units = {"s": 1e11, "ms": 1e14, "us": 1e17, "ns": float("inf")}
-    return next(name for name, bound in units.items() if largest < bound)
-
-
-def _dates(table: Any, time: Column) -> Any:
-    """The day of each row."""
-    import pandas as pd
-
-    unit = _unit(table, time)
-    values = table[time.name].to_pandas()
-    if unit == "iso":
-        when = pd.to_datetime(values, utc=True, errors="coerce")
-    else:
-        when = pd.to_datetime(values, unit=unit, utc=True)
-    return when.dt.date
-
-
-def _days(table: Any, time: Column | None) -> list[Any]:
-    """The days of the rows, sorted; none without a time."""
-    return [] if time is None else sorted(set(_dates(table, time).dropna()))
-
-
-def _held(days: list[Any]) -> int:
+def _held(dates: list[date]) -> int:
     """Days to choose by, and as many to test by: a tenth each, at least one."""
-    return max(1, len(days) // 10)
+    return max(1, len(dates) // 10)
 
 
-def _newest(table: Any, time: Column | None, days: list[Any]) -> Any:
+def _newest(table: pa.Table, time: Time | None) -> np.ndarray:
     """Which rows stand for those to come: those held out by time, or a tenth by chance."""
-    import numpy as np
-
-    if time is not None and len(days) >= FEWEST_DAYS:
-        return (_dates(table, time) >= days[-2 * _held(days)]).to_numpy()
+    if time is not None and len(time.dates) >= FEWEST_DAYS:
+        first = (time.dates[-2 * _held(time.dates)] - date(1970, 1, 1)).days
+        return time.day >= first
     return np.random.default_rng(0).random(len(table)) < 0.1
 
 
-def _unseen(table: Any, column: Column, newest: Any) -> float:
+def _unseen(table: pa.Table, column: Column, newest: np.ndarray) -> float:
     """The share of the newest rows whose id has fewer than `SEEN` rows before them."""
     values = table[column.name].to_pandas()
     if not newest.any():
@@ -433,24 +517,27 @@ def _unseen(table: Any, column: Column, newest: Any) -> float:
     return float((values[newest].map(seen).fillna(0) < SEEN).mean())
 
 
-def _time_and_split(table: Any, time: Column | None, days: list[Any]) -> list[str]:
+def _time_and_split(time: Time | None) -> list[str]:
     fraction = "  split: {validation: 0.1, test: 0.1}"
     if time is None:
         return [fraction]
-    told = f"  time: {{column: {time.name}, unit: {_unit(table, time)}}}"
-    if len(days) < FEWEST_DAYS:
-        return [told, fraction]
-    held = _held(days)
+    if len(time.dates) < FEWEST_DAYS:
+        return [time.told, fraction]
+    held = _held(time.dates)
+    train_to, validation_to = time.dates[-2 * held - 1], time.dates[-held - 1]
     return [
-        told,
-        f"  split: {{train_to: {days[-2 * held - 1]}, validation_to: {days[-held - 1]}}}",
+        time.told,
+        f"  split: {{train_to: {train_to}, validation_to: {validation_to}}}",
     ]
 
 
 def _encodings(column: Column, owner: str, names: Names) -> list[str]:
     name = names.of[column.name]
-    if column.text:
-        minimum = 5 if column.distinct > 1000 else 1
+    minimum = 5 if column.distinct > 1000 else 1
+    if column.kind == "list":
+        encode = f"{{kind: vocabulary, min_count: {minimum}, max_length: {column.length}}}"
+        return [_feature(name, owner, column, encode)]
+    if column.name_like:
         return [_feature(name, owner, column, f"{{kind: vocabulary, min_count: {minimum}}}")]
     if column.category:
         return [_feature(name, owner, column, "vocabulary")]
@@ -478,4 +565,8 @@ def _feature(name: str, owner: str, column: Column, encode: str) -> str:
 def _quoted(text: str) -> str:
     """Text as YAML: in quotes where YAML would read something else, as in `on` and `72`."""
     plain = re.fullmatch("[A-Za-z][A-Za-z0-9_.-]*", text) and yaml.safe_load(text) == text
-    return text if plain else json.dumps(text, ensure_ascii=False)
+    if plain:
+        return text
+    # YAML refuses some marks that JSON leaves alone, and breaks lines at others.
+    quoted = json.dumps(text, ensure_ascii=False)
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in quoted)

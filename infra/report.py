@@ -10,6 +10,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from training.gate import Decision, Reject
+
 COLUMNS = ("auc", "gauc", "log_loss", "normalized_entropy", "ece")
 REGRESSION_COLUMNS = ("mae", "rmse", "r2")
 SHORT = {"normalized_entropy": "NE", "log_loss": "loss", "positives": "pos."}
@@ -147,26 +149,30 @@ def show_profile(found: Mapping[str, Any], folder: Path) -> None:
     )
 
 
-def decision_json(decision: Any) -> dict[str, Any]:
-    """A gate's decision as JSON: `published`, then `version` and `path`, or `reasons`."""
-    if hasattr(decision, "reasons") and not hasattr(decision, "version"):
-        return {"published": False, "reasons": list(decision.reasons)}
+def decision_json(decision: Decision) -> dict[str, Any]:
+    """A gate's decision as JSON: `published`, `reasons` against it, and what it compared (`notes`).
+
+    A published one has `version` and `path` too.
+    """
+    if isinstance(decision, Reject):
+        return {"published": False, "reasons": list(decision.reasons), "notes": []}
     return {
         "published": True,
         "version": decision.version,
         "path": str(decision.path),
-        "reasons": list(getattr(decision, "reasons", ())),
+        "reasons": [],
+        "notes": list(decision.notes),
     }
 
 
 def show_decision(decision: Mapping[str, Any]) -> None:
-    """Print a gate's decision with its reasons."""
+    """Print a gate's decision with its reasons, and what it compared."""
     if decision["published"]:
         print(f"published version {decision['version']}: {decision['path']}")
     else:
         print("refused; the champion keeps serving")
-    for reason in decision["reasons"]:
-        print(f"  - {reason}")
+    for line in (*decision["reasons"], *decision.get("notes", [])):
+        print(f"  - {line}")
 
 
 def show_run(result: Mapping[str, Any]) -> None:

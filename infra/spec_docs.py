@@ -17,7 +17,8 @@ Written from the records in `recsys/spec/records.py` by `python -m infra.spec_do
 
 A record with a `kind` may be written as the bare kind where its other fields have defaults
 (`encode: vocabulary`), a log as its bare path, and a split without its kind. Unknown keys are
-faults; `recsys check SPEC` lists every fault at once, each with its line.
+faults; `recsys check SPEC` lists every fault at once, each with its line. After "none:" stands
+what holds where a field is left out.
 """
 
 
@@ -46,13 +47,13 @@ def _records(annotation: Any) -> list[type[BaseModel]]:
 def _section(record: type[BaseModel]) -> str:
     rows = [
         f"\n## {record.__name__}\n\n{inspect.getdoc(record)}\n",
-        "| Field | Takes | Default |\n|---|---|---|",
+        "| Field | Takes | Default | Meaning |\n|---|---|---|---|",
     ]
     for name, field in record.model_fields.items():
         limits = ", ".join(text for text in map(_limit, field.metadata) if text)
         takes = _type(field.annotation) + (f" ({limits})" if limits else "")
         default = "required" if field.default is PydanticUndefined else f"`{_value(field.default)}`"
-        rows.append(f"| `{field.alias or name}` | {takes} | {default} |")
+        rows.append(f"| `{field.alias or name}` | {takes} | {default} | {field.description} |")
     return "\n".join(rows) + "\n"
 
 
@@ -82,7 +83,7 @@ def _type(annotation: Any) -> str:
 def _limit(item: Any) -> str:
     signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
     return " and ".join(
-        f"{sign} {value:g}"
+        f"{sign} {value:.10g}"
         for name, sign in signs.items()
         if (value := getattr(item, name, None)) is not None
     )

@@ -219,6 +219,41 @@ def read_manifest(folder: str | Path, kind: str) -> dict[str, Any]:
     return manifest
 
 
+RAW_FOLDER, RAW_SPLIT = "raw", "test"
+"""Folder of a features folder with the raw columns of that split, file by file as its examples."""
+
+LEARNED = "learned"
+"""Key of manifests: fingerprint of what the transform graph learned from its training rows.
+
+Ids of two features folders mean the same tokens where it is the same. It travels from features
+to the runs and versions that read them.
+"""
+
+
+def same_learned(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two manifests go back to the same vocabularies; so taken where one does not say."""
+    first, second = one.get(LEARNED), other.get(LEARNED)
+    return first is None or second is None or first == second
+
+
+def require_learned(
+    made: Mapping[str, Any], features: Mapping[str, Any], *, where: str | Path, fix: str
+) -> None:
+    """Refuse features whose ids mean other tokens than those that an artifact was made with.
+
+    Raises:
+        UserError: The two manifests (or records) name other fingerprints.
+    """
+    if not same_learned(made, features):
+        raise UserError(
+            "The features were built anew, on other rows: their ids stand for other tokens.",
+            where=str(where),
+            expected=f"{LEARNED} {made[LEARNED]}",
+            found=f"{LEARNED} {features[LEARNED]}",
+            fix=fix,
+        )
+
+
 def require_fingerprint(
     manifest: Mapping[str, Any], section: str, expected: str, *, where: str | Path, fix: str
 ) -> None:

@@ -98,6 +98,9 @@ def gauc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> float:
     Returns:
         The weighted mean, or NaN if no user has both classes.
 
+    Raises:
+        ValueError: on NaN scores, labels that are not 0 or 1, or shapes that differ.
+
     >>> gauc([0, 1, 1, 0, 1], [0.1, 0.9, 0.2, 0.7, 0.5], ["a", "a", "b", "b", "c"])
     0.5
     """
@@ -208,6 +211,10 @@ def ece(
 
     Returns:
         The error in [0, 1]; NaN without rows.
+
+    Raises:
+        ValueError: on NaN probabilities, labels that are not 0 or 1, shapes that differ, fewer
+            than one bin or an unknown binning.
     """
     y, p, _ = _observed(labels, probs, None, "")
     positive = _binary(y)
@@ -225,20 +232,6 @@ def ece(
     return float(np.abs(gap).sum() / p.size)
 
 
-def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Area under the precision-recall steps, tied scores taken together; NaN without positives."""
-    y, s, _ = _observed(labels, scores, None, "")
-    positive = _binary(y)
-    if not positive.any():
-        return math.nan
-    order = np.argsort(-s)
-    s, hits = s[order], np.cumsum(positive[order])
-    last = np.flatnonzero(np.r_[s[1:] != s[:-1], True])
-    hits = hits[last]
-    precision = hits / (last + 1.0)
-    return float(np.diff(hits, prepend=0) @ precision / hits[-1])
-
-
 def task_metrics(
     labels: ArrayLike, probs: ArrayLike, groups: ArrayLike | None = None
 ) -> dict[str, float | int | None]:
@@ -252,6 +245,9 @@ def task_metrics(
     Returns:
         auc, gauc, log_loss, normalized_entropy, ece, positives, rows. A number that is
         not defined (one class only, no rows) is None, so the dict is plain JSON.
+
+    Raises:
+        ValueError: on NaN probabilities, labels that are not 0 or 1, or shapes that differ.
     """
     y, p, g = _observed(labels, probs, groups, "groups")
     return {
@@ -266,7 +262,18 @@ def task_metrics(
 
 
 def regression_metrics(labels: ArrayLike, predictions: ArrayLike) -> dict[str, float | int | None]:
-    """Metrics of a real-valued task: mae, rmse, r2, rows; None where not defined."""
+    """Metrics of a real-valued task, as `metrics.json` holds them.
+
+    Args:
+        labels: [rows] of numbers; rows with NaN are left out of every number.
+        predictions: [rows], in the unit of the labels.
+
+    Returns:
+        mae, rmse, r2, rows. A number that is not defined (no rows, labels all alike) is None.
+
+    Raises:
+        ValueError: on NaN predictions, or shapes that differ.
+    """
     y, p, _ = _observed(labels, predictions, None, "")
     if y.size == 0:
         return {"mae": None, "rmse": None, "r2": None, "rows": 0}

@@ -73,7 +73,7 @@ class RankingModel(tfrs.Model):
                 trainable=False,
                 name="label_units",
             )
-        self.losses_of = MultiTaskLoss([task_loss(spec, task) for task in spec.tasks])
+        self.losses_of = MultiTaskLoss([task_loss(task) for task in spec.tasks])
         options: dict[str, Any] = {}
         if spec.train.balancing.kind == "gradnorm":
             options["alpha"] = spec.train.balancing.alpha
@@ -130,7 +130,13 @@ class RankingModel(tfrs.Model):
         return [own * deviation + mean for own in logits]
 
     def task_losses(self, batch: Batch, logits: list[tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Loss of each task, summed over the members, so that each learns as if alone."""
+        """Loss of each task, a scalar, the mean over the members.
+
+        Args:
+            batch: `labels` float32 [batch, tasks], `weights` float32 [batch], and `groups` int64
+                [batch] for ranking losses.
+            logits: float32 [batch, tasks] of each member.
+        """
         labels = dict(zip(self._task_names, tf.unstack(batch["labels"], axis=1), strict=True))
         units = {
             task.name: self.label_units[1, index]
@@ -142,13 +148,7 @@ class RankingModel(tfrs.Model):
             by_task = dict(zip(self._task_names, tf.unstack(member, axis=1), strict=True))
             losses = self.losses_of(labels, by_task, batch["weights"], batch.get("groups"), units)
             total = {name: total.get(name, 0.0) + loss for name, loss in losses.items()}
-        return total
-
-    def compute_loss(self, inputs: Batch, training: bool = False) -> tf.Tensor:
-        """The weighted sum of the tasks' losses, a scalar."""
-        losses = self.task_losses(inputs, self.member_logits(inputs, training, draw_seed()))
-        weights = {task.name: task.weight for task in self.spec.tasks}
-        return tf.add_n([weights[name] * loss for name, loss in losses.items()])
+        return {name: loss / len(logits) for name, loss in total.items()}
 
     def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """One step; returns `loss`, `loss/<task>` and what the balancer logs."""
@@ -158,8 +158,10 @@ class RankingModel(tfrs.Model):
         with tf.GradientTape(persistent=self.balancer.persistent) as tape:
             logits = self.member_logits(batch, True, draw_seed())
             losses = self.task_losses(batch, logits)
+        # Each member learns as if alone: from its own loss, and not from its share of the mean.
+        scale *= len(self.networks) / replicas
         gradients, logs = self.balancer.gradients(
-            losses, tape, self.shared_variables(), variables, scale=scale / replicas
+            losses, tape, self.shared_variables(), variables, scale=scale
         )
         if self._scaler:
             gradients = self._scaler.unscale(gradients)
@@ -173,8 +175,7 @@ class RankingModel(tfrs.Model):
         return self._report(self.task_losses(batch, self.member_logits(batch, False)))
 
     def _report(self, losses: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        members = len(self.networks)
-        report = {f"loss/{name}": loss / members for name, loss in losses.items()}
+        report = {f"loss/{name}": loss for name, loss in losses.items()}
         total = tf.add_n([task.weight * report[f"loss/{task.name}"] for task in self.spec.tasks])
         return {"loss": total, **report}
 
@@ -252,7 +253,7 @@ def build(spec: Spec, tables: Mapping[str, int], steps: int | None = None) -> Ra
 _MODES: dict[str, Mode] = {"entire": "entire_space", "observed": "masked", "joint": "joint"}
 
 
-def task_loss(spec: Spec, task: Task) -> TaskLoss:
+def task_loss(task: Task) -> TaskLoss:
     """The loss record of a spec's task."""
     loss = task.loss
     mode: Mode | None = None

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from recsys.calibration import Calibration, CalibrationLayer
-from recsys.schema import conditional_name
+from recsys.schema import SCORE, conditional_name
 from recsys.spec.records import Spec
 
-SCORE = "score"
 _TINY = 1e-12
 """Below any probability that a float32 sigmoid of a sane logit gives; keeps 0 / 0 at 0."""
 

@@ -3,8 +3,8 @@
 Text columns become strings: missing is '', whole numbers lose their `.0`, true and false
 become 1 and 0, lists are joined by commas. Text that says such a number or word becomes the same,
 since CSV has nothing but text: `7.0` in a log is the 7 of a request. Number columns become
-float32: missing is NaN. A value that fits neither is marked bad, for the caller to name (a dead
-letter, a 422).
+float32: missing is NaN, and so are texts that other programs write for it, such as `NA` and `?`.
+A value that fits neither is marked bad, for the caller to name (a dead letter, a 422).
 """
 
 from __future__ import annotations
@@ -18,6 +18,12 @@ import pyarrow.compute as pc
 
 from recsys.schema import LIST_SEPARATOR, RawColumn
 
+MISSING_TEXTS = (
+    "", "NA", "N/A", "n/a", "#N/A", "NULL", "null", "None", "NaN", "nan", "-", "?",
+)  # fmt: skip
+"""Texts that stand for no value where a number, a key or a time is wanted, space around them
+aside. In ids and categories they are values as any other: `None` may be a colour."""
+
 _SHORT = {
     r"^(true|True|TRUE)\z": "1",
     r"^(false|False|FALSE)\z": "0",
@@ -25,8 +31,11 @@ _SHORT = {
 }
 _ANY = "|".join(_SHORT)
 _WRITTEN = re.compile(_ANY.replace(r"\z", r"\Z"))
+_TRUTH = {"true": "1", "True": "1", "TRUE": "1", "false": "0", "False": "0", "FALSE": "0"}
 _FEW = 64
 """Values up to which Python's matching is quicker than Arrow's."""
+_EXACT = 2**53
+"""Below it, each whole number is a double of its own."""
 
 
 def canonical(values: pa.Array | pa.ChunkedArray, column: RawColumn) -> tuple[pa.Array, np.ndarray]:
@@ -52,7 +61,32 @@ def canonical(values: pa.Array | pa.ChunkedArray, column: RawColumn) -> tuple[pa
         values = pa.concat_arrays(values.chunks) if values.chunks else pa.array([], values.type)
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
-    return _text(values) if column.dtype == "string" else _number(values)
+    try:
+        return _text(values) if column.dtype == "string" else _number(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        # A type that Arrow makes no text or number of: what is there does not fit.
+        missing = pa.scalar(column.default, getattr(pa, column.dtype)())
+        return pa.repeat(missing, len(values)), _present(values)
+
+
+def canonical_key(value: str | int | float) -> str:
+    """One id as text, as `canonical` makes it of a column; quick, for requests with thousands.
+
+    >>> [canonical_key(value) for value in (7, 7.0, "7.0", "7", "a.0", 2.5)]
+    ['7', '7', '7', '7', 'a.0', '2.5']
+    """
+    if isinstance(value, str):
+        if value.endswith(".0") and _WRITTEN.match(value):
+            return value[:-2]
+        return _TRUTH.get(value, value)
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
+        return f"{value:.0f}"
+    return str(value)
+
+
+def is_missing(text: pa.Array) -> pa.Array:
+    """Which texts stand for no value, bool [rows]."""
+    return pc.is_in(pc.utf8_trim_whitespace(text), value_set=pa.array(MISSING_TEXTS))
 
 
 def _good(values: pa.Array) -> np.ndarray:
@@ -81,8 +115,12 @@ def _text(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
     if pa.types.is_boolean(kind):
         values = values.cast(pa.int8())
     elif pa.types.is_floating(kind):
-        numbers = values.to_numpy(zero_copy_only=False).astype(np.float64)
-        whole = np.isfinite(numbers) & (numbers == np.floor(numbers)) & (np.abs(numbers) < 2**53)
+        own = values.to_numpy(zero_copy_only=False)
+        numbers = own.astype(np.float64)
+        whole = np.isfinite(numbers) & (numbers == np.floor(numbers)) & (np.abs(numbers) < _EXACT)
+        if own.dtype != np.float64:
+            # The 0.1 of a narrow float is no double 0.1; its shortest text is.
+            numbers[~whole] = [float(str(n)) for n in own[~whole]]
         text = np.array(
             [
                 f"{n:.0f}" if w else f"{n!r}"
@@ -94,7 +132,7 @@ def _text(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
         return pa.array(text, pa.string()), bad | np.isinf(numbers)
     elif pa.types.is_nested(kind):
         return pa.array([""] * len(values), pa.string()), _present(values)
-    elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+    elif _is_bytes(kind):
         raw = values.to_pylist()
         text = []
         for row, value in enumerate(raw):
@@ -103,8 +141,23 @@ def _text(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
             except UnicodeDecodeError:
                 text.append("")
                 bad[row] = True
-        return pa.array(text, pa.string()), bad
+        return _alike(pa.array(text, pa.string())), bad
     return _alike(pc.fill_null(values.cast(pa.string()), "")), bad
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return (
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_binary_view(kind)
+        or pa.types.is_fixed_size_binary(kind)
+    )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return (
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
 
 
 def _alike(text: pa.Array) -> pa.Array:
@@ -124,9 +177,13 @@ def _number(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
     bad = _good(values)
     if pa.types.is_null(kind):
         return pa.array(np.full(len(values), np.nan, np.float32)), bad
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        text = pc.utf8_trim_whitespace(pc.fill_null(values, ""))
-        text = _alike(text)
+    if _is_bytes(kind):
+        text, bad = _text(values)
+        result, bad_numbers = _number(text)
+        return result, bad | bad_numbers
+    if _is_text(kind):
+        text = pc.utf8_trim_whitespace(pc.fill_null(values.cast(pa.string()), ""))
+        text = pc.if_else(is_missing(text), "", _alike(text))
         try:
             blank = pc.equal(text, "")
             numbers = pc.if_else(blank, pa.scalar(None, pa.string()), text).cast(pa.float64())
@@ -134,12 +191,13 @@ def _number(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
             parsed = [_parse(value) for value in text.to_pylist()]
             bad = np.array([value is None for value in parsed], dtype=bool)
             numbers = pa.array([np.nan if value is None else value for value in parsed])
-    elif pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_temporal(kind):
+    elif pa.types.is_nested(kind) or pa.types.is_temporal(kind):
         return pa.array(np.full(len(values), np.nan, np.float32)), _present(values)
     elif pa.types.is_boolean(kind):
         numbers = values.cast(pa.int8()).cast(pa.float64())
     else:
-        numbers = values.cast(pa.float64())
+        # Not safe: beyond 2^53 a whole number is rounded, as it is in a float32 anyway.
+        numbers = values.cast(pa.float64(), safe=False)
     array = numbers.to_numpy(zero_copy_only=False).astype(np.float64)
     with np.errstate(over="ignore"):
         result = array.astype(np.float32)
@@ -165,27 +223,28 @@ def canonical_values(values: list[Any], column: RawColumn) -> tuple[np.ndarray, 
     ['3', '3', '1', '1,2', '']
     """
     if len({type(value) for value in values if value is not None}) <= 1:
-        try:
-            array = pa.array(values)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-            array = None
+        array = _array(values)
         if array is not None:
             result, bad = canonical(array, column)
             return _to_numpy(result, column), bad
     pieces = [
-        canonical_values([value], column) if _arrow_takes(value) else None for value in values
+        canonical_values([value], column) if _array([value]) is not None else None
+        for value in values
     ]
     flat = [column.default if piece is None else piece[0][0] for piece in pieces]
     bad = np.array([piece is None or bool(piece[1][0]) for piece in pieces], dtype=bool)
     return np.array(flat, dtype=object if column.dtype == "string" else np.float32), bad
 
 
-def _arrow_takes(value: Any) -> bool:
+def _array(values: list[Any]) -> pa.Array | None:
+    """An Arrow array of Python values, or None where Arrow has none."""
     try:
-        pa.array([value])
+        try:
+            return pa.array(values)
+        except OverflowError:
+            return pa.array(values, pa.uint64())  # hashes of 64 bits
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        return False
-    return True
+        return None
 
 
 def _to_numpy(values: pa.Array, column: RawColumn) -> np.ndarray:

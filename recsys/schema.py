@@ -35,6 +35,9 @@ NUMBER = r"^[\t\n\f\r ]*[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?[\t\n\f
 Without `\\s` and `\\d`, which mean something else in each language.
 """
 
+SCORE = "score"
+"""Name of the blend of all tasks in the answers."""
+
 USER_KEY = "key:user"
 REQUEST_KEY = "key:request"
 TIME = "time"
@@ -179,8 +182,11 @@ def tree_inputs(spec: Spec) -> tuple[tuple[ModelInput, ModelInput | None], ...]:
 def _model_input(spec: Spec, feature: Feature) -> ModelInput:
     encode = encoding_of(feature)
     if isinstance(encode, History):
-        table = spec.feature(encode.of).table_name
-        return ModelInput(feature.name, "ids", encode.max_length, table, "history")
+        holder = spec.feature(encode.of)
+        hashes = holder.encode.hashes if isinstance(holder.encode, Hash) else 1
+        return ModelInput(
+            feature.name, "ids", encode.max_length, holder.table_name, "history", hashes=hashes
+        )
     if isinstance(encode, Vocabulary | Hash):
         return ModelInput(
             feature.name,

@@ -27,6 +27,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from recsys.raw import canonical_key
 from recsys.schema import RawColumn, output_names, raw_columns
 from recsys.spec import Spec
 from serving.body import parse_json
@@ -42,13 +43,13 @@ class RankRequest:
     """A request whose every value is in canonical form.
 
     `ids` are the candidates' ids as the caller wrote them, without repeats, and `keys` the
-    same as text; `user`, `context` hold one inline value a column.
+    same as the feature tables write them; `user`, `context` hold one inline value a column.
     """
 
     user_key: str | None
     user: dict[str, Any]
     context: dict[str, Any]
-    ids: list[str | int]
+    ids: list[str | int | float]
     keys: list[str]
     items: Given
     top_k: int | None
@@ -59,14 +60,19 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-def _check_id(value: Any) -> str | int:
-    if type(value) not in (str, int) or value == "":
-        raise PydanticCustomError("id", "An id is a text that is not empty, or an integer.")
-    return value
+def _is_id(value: Any) -> bool:
+    kind = type(value)
+    return (kind is str and value != "") or kind is int or (kind is float and value.is_integer())
+
+
+def _check_id(value: Any) -> str | int | float:
+    if not _is_id(value):
+        raise PydanticCustomError("id", "An id is a text that is not empty, or a whole number.")
+    return value  # type: ignore[no-any-return]
 
 
 Id = Annotated[
-    str | int,
+    str | int | float,
     PlainValidator(_check_id),
     WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1}, {"type": "integer"}]}),
 ]
@@ -76,7 +82,7 @@ def _wrap_candidates(value: Any, handler: Callable[[Any], Any]) -> Any:
     if not isinstance(value, list):
         return handler(value)
     # Bare ids are the usual request, so they take no record each.
-    if all(type(item) is int or (type(item) is str and item) for item in value):
+    if all(map(_is_id, value)):
         return value
     return handler([item if isinstance(item, dict) else {"id": item} for item in value])
 
@@ -168,7 +174,7 @@ class Contract:
         faults: list[BodyFault] = []
         ids, keys, features, duplicates = _distinct(request.candidates)
         parsed = RankRequest(
-            user_key=None if user.id is None else str(user.id),
+            user_key=None if user.id is None else canonical_key(user.id),
             user=self._one(_given(user.features), "user", "user.features", faults),
             context=self._one(_given(context), "context", "context", faults),
             ids=ids,
@@ -355,7 +361,7 @@ class Contract:
 
 
 _WORDS = {
-    "id": ("An id does not fit.", "a text that is not empty, or an integer"),
+    "id": ("An id does not fit.", "a text that is not empty, or a whole number"),
     "int_type": ("A whole number is needed.", "an integer"),
     "greater_than_equal": ("The number is too small.", "1 or more, or null for all"),
     "list_type": ("A JSON list is needed.", "a list of ids, or of objects with id and features"),
@@ -379,14 +385,14 @@ def _given(features: BaseModel | None) -> dict[str, Any]:
 
 def _distinct(
     candidates: list[Any],
-) -> tuple[list[str | int], list[str], dict[int, tuple[int, dict[str, Any]]], int]:
+) -> tuple[list[str | int | float], list[str], dict[int, tuple[int, dict[str, Any]]], int]:
     """Ids and keys without repeats, and inline features: position → (place in body, values)."""
-    ids: dict[str, str | int] = {}
+    ids: dict[str, str | int | float] = {}
     features: dict[int, tuple[int, dict[str, Any]]] = {}
     for place, candidate in enumerate(candidates):
         bare = not isinstance(candidate, BaseModel)
         identity = candidate if bare else candidate.id  # type: ignore[attr-defined]
-        key = str(identity)
+        key = canonical_key(identity)
         if key in ids:
             continue
         if not bare and (given := _given(candidate.features)):

@@ -15,15 +15,12 @@ from serving.store import LocalStore
 STATISTICS = "statistics.json"
 
 
-def example_request(
-    spec: Spec, features: str | Path, user: str | None = None, n: int = 10
-) -> dict[str, Any]:
-    """A request of a user for the first `n` items of the item table.
+def example_request(spec: Spec, features: str | Path, n: int = 10) -> dict[str, Any]:
+    """A request of the first user of the user table for the first `n` items of the item table.
 
     Args:
         spec: The spec of the model that serves.
         features: Folder of the feature job.
-        user: The user's id; by default the first of the user table.
         n: Number of candidates, at most `serve.max_candidates`.
 
     Returns:
@@ -35,7 +32,7 @@ def example_request(
     store = LocalStore(features)
     items = store.keys("item", min(n, spec.serve.max_candidates))
     users = store.keys("user", 1)
-    if not items or not (user or users):
+    if not items or not users:
         raise UserError(
             "The feature tables are empty.",
             where=str(Path(features) / "tables"),
@@ -48,7 +45,7 @@ def example_request(
     ]
     typical = _typical(Path(features))
     return {
-        "user": {"id": user or users[0]},
+        "user": {"id": users[0]},
         "context": {column.name: typical.get(column.name) for column in context},
         "candidates": items,
         "top_k": None,

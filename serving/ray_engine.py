@@ -15,8 +15,8 @@ from serving.versions import Swap, decide, scan
 
 APPLICATION = "recsys"
 
-# HAProxy in front of the replicas takes a fifth of the default proxy's time (docs/benchmarks.md);
-# Ray reads these when it is imported, and its processes inherit them.
+# HAProxy in front of the replicas answers sooner than the default proxy, which runs in Python. Ray
+# reads these when it is imported, and its processes inherit them.
 SETTINGS = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -64,7 +64,11 @@ def serve_on_ray(
     replicas: int = 1,
     ray_address: str | None = None,
 ) -> None:
-    """As `serving.engine.serve`, on Ray Serve."""
+    """As `serving.engine.serve`, on Ray Serve.
+
+    Raises:
+        UserError: As for `serve`, and where Ray cannot start the service.
+    """
     from serving.engine import listen, url_of
 
     # Ray's own processes will listen; this one only finds out whether they can.

@@ -67,6 +67,17 @@ def _settings(spec: Spec) -> Trees:
     return spec.model.trees
 
 
+def told(spec: Spec, index: int, labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Rows [rows] that tell trees of a task: its head speaks of them, and its label is known.
+
+    Args:
+        spec: The spec.
+        index: Which task.
+        labels: [rows, tasks], NaN where not observed.
+    """
+    return answered(spec, spec.tasks[index].name, labels) & ~np.isnan(labels[:, index])
+
+
 @dataclass(frozen=True)
 class _Table:
     """Rows, and what trees read of them: float32 [rows, columns]."""
@@ -80,9 +91,9 @@ class _Table:
 
     def of_task(self, spec: Spec, index: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Columns, labels and weights of the rows that a task's head speaks of."""
-        task, labels = spec.tasks[index], self.rows.labels
-        chosen = answered(spec, task.name, labels) & ~np.isnan(labels[:, index])
-        y = in_heads_unit(task, labels[chosen, index])
+        labels = self.rows.labels
+        chosen = told(spec, index, labels)
+        y = in_heads_unit(spec.tasks[index], labels[chosen, index])
         return self.x[chosen], y, self.rows.weights[chosen]
 
 

@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 
 from recsys.artifacts import read_manifest, write_folder, write_json, write_manifest
 from recsys.errors import UserError
-from recsys.outputs import SCORE
-from recsys.schema import conditional_name, model_inputs, output_names
+from recsys.schema import SCORE, conditional_name, model_inputs, output_names
 from recsys.spec import fingerprints, load
 from recsys.spec.records import Hash, Spec
 from training.device_readme import device_readme

@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from recsys.artifacts import read_json, read_manifest, require_fingerprint, write_json
+from recsys.artifacts import (
+    read_json,
+    read_manifest,
+    require_fingerprint,
+    require_learned,
+    same_learned,
+    write_json,
+)
 from recsys.errors import UserError
-from recsys.schema import USER_KEY, label_column, model_inputs, output_names, slice_column
+from recsys.schema import (
+    USER_KEY,
+    label_column,
+    model_inputs,
+    output_names,
+    raw_columns,
+    slice_column,
+)
 from recsys.spec import fingerprints, load
+from recsys.spec.names import argument_names
 from recsys.spec.records import Spec
-from training.input import hash_keys, open_split, read_columns, to_numpy
+from training.input import (
+    Split,
+    has_raw,
+    hash_keys,
+    open_raw,
+    open_split,
+    read_columns,
+    to_numpy,
+)
 from training.scoring import SCORE_BATCH, measure
 
 EXPORT = "export"
@@ -49,18 +73,29 @@ def evaluate(
     manifest = read_manifest(run, "run")
     spec = load(run / "spec.yaml")
     folder = features_of(manifest, features)
-    check_features(spec, folder)
+    require_learned(
+        manifest,
+        check_features(spec, folder),
+        where=folder,
+        fix="Evaluate on the features that the run was trained on, or train on these.",
+    )
     own = folder.resolve() == Path(manifest["features_folder"]).resolve()
-    if spec.train.refit and own and split == "validation":
+    _refuse_seen(spec, run, split if own else "")
+    return write_metrics(spec, run, folder, split, champion)
+
+
+def _refuse_seen(spec: Spec, model: Path, split: str) -> None:
+    """Refuse the validation rows to what was trained on them too."""
+    if spec.train.refit and split == "validation":
         raise UserError(
-            "The run was trained anew on the validation rows (train.refit), so that they would "
+            "The model was trained anew on the validation rows (train.refit), so that they would "
             "flatter it.",
-            where=str(run),
+            where=str(model),
             expected="--split test",
             found="--split validation",
-            fix="Evaluate on test. What validation said before is in metrics-validation.json.",
+            fix="Evaluate on test. What validation said before is in the run's "
+            "metrics-validation.json.",
         )
-    return write_metrics(spec, run, folder, split, champion)
 
 
 def write_metrics(
@@ -98,9 +133,35 @@ def check_features(spec: Spec, folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def evaluate_export(spec: Spec, export: Path, features: Path, split: str) -> dict[str, Any]:
-    """Metrics of a SavedModel on a split; see `evaluate`."""
-    return _evaluate_model(spec, export, features, split)[0]
+def evaluate_other(
+    manifest: Mapping[str, Any], spec: Spec, export: Path, features: Path, split: str
+) -> dict[str, Any]:
+    """Metrics of a model of the same feature spec, on features that it may not have been made with.
+
+    Where its ids mean other tokens than the examples', it reads the rows' raw columns through its
+    own transform graph.
+
+    Args:
+        manifest: Of the run or version.
+        spec: Its spec.
+        export: Its SavedModel.
+        features: The features folder.
+        split: train, validation or test.
+
+    Raises:
+        UserError: The model has other ids, and the folder has no raw columns of the split.
+    """
+    theirs = read_manifest(features, "features")
+    raw = not same_learned(manifest, theirs)
+    if raw and not has_raw(features, split):
+        require_learned(
+            manifest,
+            theirs,
+            where=features,
+            fix="Compare the two by their own metrics.json, or on the test split, of which the "
+            "feature job keeps the raw columns.",
+        )
+    return _evaluate_model(spec, export, features, split, raw)[0]
 
 
 def _champion_metrics(champion: Path, spec: Spec, features: Path, split: str) -> dict[str, Any]:
@@ -115,14 +176,15 @@ def _champion_metrics(champion: Path, spec: Spec, features: Path, split: str) ->
         fix="A champion of another feature spec reads other examples: compare the two by "
         "their own metrics.json.",
     )
+    _refuse_seen(theirs, champion, split)
     export = champion if version else champion / EXPORT
-    return {"path": str(champion), **evaluate_export(theirs, export, features, split)}
+    return {"path": str(champion), **evaluate_other(manifest, theirs, export, features, split)}
 
 
 def _evaluate_model(
-    spec: Spec, export: Path, features: Path, split: str
+    spec: Spec, export: Path, features: Path, split: str, raw: bool = False
 ) -> tuple[dict[str, Any], dict[str, NDArray[Any]], NDArray[Any]]:
-    answers, labels, users, slices = _predict(spec, export, features, split)
+    answers, labels, users, slices = _predict(spec, export, features, split, raw)
     tasks = measure(spec, labels, answers, users)
     metrics: dict[str, Any] = {"split": split, "rows": len(labels), "tasks": tasks, "slices": {}}
     for feature, values in slices.items():
@@ -160,16 +222,20 @@ def load_numeric(export: Path) -> Any:
     Raises:
         UserError: It is missing or damaged.
     """
+    return _load_signature(export, "numeric")
+
+
+def _load_signature(export: Path, name: str) -> Any:
     import tensorflow as tf
 
     try:
         model = tf.saved_model.load(str(export))
-        signature = model.signatures["numeric"]
+        signature = model.signatures[name]
     except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
         raise UserError(
             "An exported model cannot be loaded.",
             where=str(export),
-            expected="a SavedModel with the signature `numeric`",
+            expected=f"a SavedModel with the signature `{name}`",
             found=str(error).strip().splitlines()[0],
             fix="Train again.",
         ) from error
@@ -179,21 +245,19 @@ def load_numeric(export: Path) -> Any:
 
 
 def _predict(
-    spec: Spec, export: Path, features: Path, split: str
+    spec: Spec, export: Path, features: Path, split: str, raw: bool
 ) -> tuple[dict[str, NDArray[Any]], NDArray[Any], NDArray[Any], dict[str, NDArray[Any]]]:
     import tensorflow as tf
 
-    signature = load_numeric(export)
+    signature = _load_signature(export, "serving_default" if raw else "numeric")
     examples = open_split(spec, features, split)
-    inputs = [item.name for item in model_inputs(spec)]
     labels = [label_column(task.name) for task in spec.tasks]
     slices = [slice_column(name) for name in spec.evaluate.slices]
     where = f"examples/{split}"
     parts: dict[str, list[Any]] = {
         name: [] for name in (*output_names(spec), "labels", "users", *slices)
     }
-    for _, table in read_columns(examples, [*inputs, *labels, USER_KEY, *slices]):
-        columns = {name: to_numpy(table, name, where) for name in inputs}
+    for table, columns in _read_inputs(spec, features, examples, [*labels, USER_KEY, *slices], raw):
         for start in range(0, len(table), SCORE_BATCH):
             batch = {
                 name: tf.constant(column[start : start + SCORE_BATCH])
@@ -216,6 +280,29 @@ def _predict(
     found = {name: joined[name] for name in output_names(spec)}
     by_slice = {name: joined[slice_column(name)] for name in spec.evaluate.slices}
     return found, joined["labels"], joined["users"], by_slice
+
+
+def _read_inputs(
+    spec: Spec, features: Path, examples: Split, others: list[str], raw: bool
+) -> Iterator[tuple[pa.Table, dict[str, NDArray[Any]]]]:
+    """A split's other columns, and beside them the inputs of a signature, by argument."""
+    if not raw:
+        inputs = [item.name for item in model_inputs(spec)]
+        where = f"examples/{examples.name}"
+        for _, table in read_columns(examples, [*inputs, *others]):
+            yield table, {name: to_numpy(table, name, where) for name in inputs}
+        return
+    arguments = argument_names(column.name for column in raw_columns(spec))
+    known = read_columns(examples, others)
+    beside = read_columns(open_raw(features, examples), list(arguments))
+    for (_, table), (_, source) in zip(known, beside, strict=True):
+        yield (
+            table,
+            {
+                argument: source.column(name).combine_chunks().to_numpy(zero_copy_only=False)
+                for name, argument in arguments.items()
+            },
+        )
 
 
 def _plot(

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from recsys.artifacts import RAW_FOLDER
 from recsys.errors import UserError
 from recsys.packing import Packing
 from recsys.schema import REQUEST_KEY, USER_KEY, label_column, model_inputs, slice_column
@@ -81,6 +82,34 @@ def open_split(spec: Spec, features: str | Path, name: str) -> Split:
             fix=_REBUILD,
         )
     return Split(name, tuple(files), has_request)
+
+
+def has_raw(features: str | Path, split: str) -> bool:
+    """Whether a features folder holds a split's raw columns beside its examples."""
+    return (Path(features) / RAW_FOLDER / split).is_dir()
+
+
+def open_raw(features: str | Path, examples: Split) -> Split:
+    """The raw columns of a split's rows: file by file and row by row as its examples.
+
+    Raises:
+        UserError: A file is missing, damaged, or of other rows.
+    """
+    files = []
+    for path, rows in examples.files:
+        other = Path(features) / RAW_FOLDER / examples.name / path.name
+        with _reading(other):
+            found = pq.read_metadata(other).num_rows
+        if found != rows:
+            raise UserError(
+                "A file of raw columns has other rows than its examples.",
+                where=str(other),
+                expected=f"{rows} rows",
+                found=f"{found} rows",
+                fix=_REBUILD,
+            )
+        files.append((other, rows))
+    return Split(examples.name, tuple(files), examples.has_request)
 
 
 def open_training(spec: Spec, features: str | Path, refit: bool) -> Split:
@@ -185,18 +214,24 @@ def read_columns(
 
 
 def to_numpy(table: pa.Table, name: str, where: str = "") -> NDArray[Any]:
-    """A column as [rows], or [rows, length] where it holds lists of fixed size."""
+    """A column as [rows], or [rows, length] where it holds lists of fixed size.
+
+    Raises:
+        UserError: It holds nulls, be it inside its lists.
+    """
     column = table.column(name).combine_chunks()
     if isinstance(column, pa.ChunkedArray):
         column = column.chunk(0) if column.num_chunks else pa.array([], column.type)
     length = column.type.list_size if pa.types.is_fixed_size_list(column.type) else 0
     values = column.flatten() if length else column
-    if column.null_count or values.null_count:
+    # Flattened, lists that are null themselves are gone.
+    nulls = values.null_count + (column.null_count if length else 0)
+    if nulls:
         raise UserError(
             f"Column `{name}` of the examples holds nulls.",
             where=where,
             expected="a value in every row",
-            found=f"{column.null_count} nulls",
+            found=f"{nulls} nulls",
             fix=_REBUILD,
         )
     array = values.to_numpy(zero_copy_only=False)
@@ -297,7 +332,7 @@ def load_rows(
         at = to
     arrays["weights"][:] = 1.0
     if kept is not None:
-        negative = ~(arrays["labels"] > 0).any(axis=1)
+        negative = ~(arrays["labels"][:, _binary(spec)] > 0).any(axis=1)
         arrays["weights"][negative] = 1.0 / spec.train.negative_sampling
     return Rows(**arrays)
 
@@ -309,12 +344,17 @@ def kept_rows(spec: Spec, split: Split) -> NDArray[np.int64] | None:
     """
     if spec.train.negative_sampling >= 1.0:
         return None
-    labels = [label_column(task.name) for task in spec.tasks]
+    labels = [label_column(spec.tasks[index].name) for index in _binary(spec)]
     positive = [
         np.any([to_numpy(table, name) > 0 for name in labels], axis=0)
         for _, table in read_columns(split, labels)
     ]
     return thin_negatives(np.concatenate(positive), spec.train.negative_sampling, spec.train.seed)
+
+
+def _binary(spec: Spec) -> list[int]:
+    """The tasks whose label is 0 or 1: a regression's is above 0 on negatives too."""
+    return [n for n, task in enumerate(spec.tasks) if not task.is_regression]
 
 
 def chunks(

@@ -227,7 +227,9 @@ class _Loop:
     def _look(self, pending: list[dict[str, Any]], position: Position) -> dict[str, float]:
         names = sorted(pending[0])
         values = np.array([[float(logs[name]) for name in names] for logs in pending])
-        finite = np.isfinite(values).all(axis=1)
+        # A gradient's norm may overflow in float16, where the loss scale skips the step.
+        losses = [n for n, name in enumerate(names) if name.split("/")[0] == "loss"]
+        finite = np.isfinite(values[:, losses]).all(axis=1)
         first = len(pending) if finite.all() else int(np.argmin(finite))
         means = np.where(np.isfinite(values), values, 0.0).mean(axis=0)
         # One collective tells all workers of all: they stop together, or go on together.

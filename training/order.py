@@ -126,7 +126,11 @@ class ShardOrder:
         self._cached = (-1, np.zeros(0, np.int64))
 
     def rows(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Rows of the shard at places `start` to `stop` of the order, [stop - start]."""
+        """Rows of the shard at places `start` to `stop` of the order, [stop - start].
+
+        Raises:
+            ValueError: The shard has no such places.
+        """
         if not 0 <= start <= stop <= self._size:
             raise ValueError(f"places {start} to {stop} of a shard of {self._size} rows")
         parts, first = [], int(np.searchsorted(self._ends, start, side="right"))

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from recsys.artifacts import (
+    LEARNED,
     library_versions,
     read_json,
     read_manifest,
+    require_learned,
     sync_file,
     sync_tree,
     write_manifest,
@@ -26,7 +28,7 @@ from training.evaluation import (
     EXPORT,
     check_features,
     evaluate,
-    evaluate_export,
+    evaluate_other,
     features_of,
     stored_metrics,
 )
@@ -40,7 +42,8 @@ def publish(run: str | Path, models: str | Path, force: bool = False) -> Decisio
     """Publish a run as the next version of a models folder, if the gate lets it.
 
     The champion is the newest version that loads. It is evaluated on the challenger's test
-    examples where it was built from the same features; else its stored metrics count.
+    rows, where their features have the same spec; else its stored metrics count, and the
+    decision says so.
 
     Args:
         run: A finished run.
@@ -66,8 +69,12 @@ def publish(run: str | Path, models: str | Path, force: bool = False) -> Decisio
             return Promote(version, models / str(version), ("this run is published",), True)
     metrics = stored_metrics(run) or evaluate(run, "test")
     champion = _champion(models)
-    against = None if champion is None else _compare(champion, run, manifest, spec)
+    against, caveat = (None, ()) if champion is None else _compare(champion, manifest, spec)
     decision = decide(metrics, against, spec)
+    if isinstance(decision, Promote):
+        decision = replace(decision, notes=decision.notes + caveat)
+    else:
+        decision = Reject(decision.reasons + caveat)
     for text in decision.notes if isinstance(decision, Promote) else decision.reasons:
         _LOG.info("gate: %s", text)
     if isinstance(decision, Reject):
@@ -102,19 +109,23 @@ def _champion(models: Path) -> Path | None:
 
 
 def _compare(
-    champion: Path, run: Path, manifest: dict[str, Any], spec: Spec
-) -> dict[str, Any] | None:
+    champion: Path, manifest: dict[str, Any], spec: Spec
+) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
+    """The champion's metrics, on the challenger's rows where it can read them; and a caveat."""
     theirs = read_manifest(champion, "model")
-    if theirs["fingerprints"].get("features") == manifest["fingerprints"]["features"]:
-        folder = features_of(manifest, None)
+    folder = features_of(manifest, None)
+    if theirs["fingerprints"].get("features") != manifest["fingerprints"]["features"]:
+        why = "its features have another spec"
+    else:
         try:
-            check_features(spec, folder)
-            return evaluate_export(load(champion / "spec.yaml"), champion, folder, "test")
+            features = check_features(spec, folder)
+            require_learned(manifest, features, where=folder, fix="Train on them.")
+            other = load(champion / "spec.yaml")
+            return evaluate_other(theirs, other, champion, folder, "test"), ()
         except UserError as error:
-            _LOG.warning(
-                "the champion cannot be evaluated anew, its stored metrics count: %s", error.message
-            )
-    return theirs.get("metrics")
+            why = error.message
+    caveat = f"the champion's metrics are of its own test rows, as it was published: {why}"
+    return theirs.get("metrics"), (caveat,)
 
 
 def _write(
@@ -139,6 +150,7 @@ def _write(
                 {
                     "version": version,
                     "run": manifest["run"],
+                    LEARNED: manifest.get(LEARNED),
                     "spec": spec.name,
                     "metrics": metrics,
                     "trained": manifest.get("trained", {}),

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from recsys.artifacts import (
+    LEARNED,
     MANIFEST,
     read_json,
     read_manifest,
+    require_learned,
     write_folder,
     write_json,
     write_manifest,
@@ -109,13 +111,15 @@ def train(
                 fix="Leave --profile out, or name another output folder.",
             )
         finished = read_manifest(run, "run")
+        _check_same_features(finished, manifest, run)
         _check_same_start(finished.get("warm_start"), start, run)
         return finished
-    run_id, start = _open_run(spec, run, resume, start)
+    record = _open_run(spec, run, resume, start, manifest)
+    start = record.get("warm_start")
     job = Job(spec, features, run, eager=eager, profile=profile)
     # Before the workers start, so that each finds it as it would find any checkpoint.
     if start is not None and not Store(run / job.checkpoints).names():
-        start = _start_from(job, run_id, start, manifest["tables"], tell)
+        start = _start_from(job, record, manifest["tables"], tell)
 
     if workers:
         from training.launch import fit_on_ray
@@ -129,16 +133,17 @@ def train(
     if spec.train.refit:
         again = job.again(settled.position)
         _export_refit(again, fitted(again), manifest["tables"], settled, tell)
-    write_manifest(run, "run", *_content(job, run_id, workers, settled, manifest, start))
+    write_manifest(run, "run", *_content(job, record, workers, settled, manifest, start))
     shutil.rmtree(run / FOLDER, ignore_errors=True)
     tell("finish", 5, 5, "done")
     return read_manifest(run, "run")
 
 
 def _start_from(
-    job: Job, run_id: str, start: dict[str, Any], tables: dict[str, int], tell: Progress
+    job: Job, record: dict[str, Any], tables: dict[str, int], tell: Progress
 ) -> dict[str, Any]:
-    """Write the checkpoint of step 0 from another run; returns the record with its tables."""
+    """Write the checkpoint of step 0 from another run; returns the start with its tables."""
+    start = record["warm_start"]
     source = Path(start["folder"])
     tell("warm start", 0, 1, f"from {source}")
     found = check_source(job.spec, source)["run"]
@@ -155,7 +160,7 @@ def _start_from(
     )
     start = {**start, "tables": moved}
     # The checkpoint comes last: where it stands, the record is whole.
-    write_json(job.run / RECORD, {"run": run_id, "warm_start": start})
+    write_json(job.run / RECORD, {**record, "warm_start": start})
     if job.spec.train.refit:
         Store(job.run / REFIT).save(model, Position())
     Store(job.run / job.checkpoints).save(model, Position())
@@ -177,10 +182,20 @@ def _check_same_start(
         )
 
 
+def _check_same_features(made: dict[str, Any], features: dict[str, Any], run: Path) -> None:
+    require_learned(
+        made,
+        features,
+        where=run,
+        fix="Name another output folder. To go on from what a finished run has learned, add "
+        "--warm-start RUN, which moves the rows of tables by token.",
+    )
+
+
 def _open_run(
-    spec: Spec, run: Path, resume: bool, start: dict[str, Any] | None
-) -> tuple[str, dict[str, Any] | None]:
-    """The run's id, and the record of the run that it starts from, if any."""
+    spec: Spec, run: Path, resume: bool, start: dict[str, Any] | None, features: dict[str, Any]
+) -> dict[str, Any]:
+    """The run's record: its id, what its features learned, and the run it starts from, if any."""
     record = run / RECORD
     if (run / MANIFEST).is_file():
         raise UserError(
@@ -200,9 +215,10 @@ def _open_run(
         partial = (path for name in (CHECKPOINTS, REFIT) for path in run.glob(f"{name}/.*.partial"))
         for leftover in (*run.glob(".rows-*"), *partial):
             shutil.rmtree(leftover, ignore_errors=True)
-        begun = read_json(record)
+        begun: dict[str, Any] = read_json(record)
+        _check_same_features(begun, features, run)
         _check_same_start(begun.get("warm_start"), start, run)
-        return str(begun["run"]), begun.get("warm_start")
+        return begun
     if run.is_file() or (run.is_dir() and any(run.iterdir())):
         raise UserError(
             "The output exists and is no run.",
@@ -211,9 +227,11 @@ def _open_run(
         )
     run.mkdir(parents=True, exist_ok=True)
     write_text(run / "spec.yaml", dumps(spec))
-    run_id = uuid.uuid4().hex
-    write_json(record, {"run": run_id, **({"warm_start": start} if start else {})})
-    return run_id, start
+    content = {"run": uuid.uuid4().hex, LEARNED: features.get(LEARNED)}
+    if start:
+        content["warm_start"] = start
+    write_json(record, content)
+    return content
 
 
 def _check_same(spec: Spec, run: Path) -> None:
@@ -342,7 +360,7 @@ def calibrate(job: Job, model: Any, rows: Rows) -> dict[str, Any]:
 
 def _content(
     job: Job,
-    run_id: str,
+    record: dict[str, Any],
     workers: int,
     settled: _Settled,
     features: dict[str, Any],
@@ -354,7 +372,8 @@ def _content(
     return (
         {name: prints[name] for name in ("features", "model")},
         {
-            "run": run_id,
+            "run": record["run"],
+            LEARNED: record.get(LEARNED),
             "spec": job.spec.name,
             "features_folder": str(job.features),
             "rows": features["rows"],

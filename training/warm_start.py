@@ -83,6 +83,7 @@ def _shape(spec: Spec) -> dict[str, Any]:
         shape[f"tasks.{task.name}.given"] = task.given
         shape[f"tasks.{task.name}.joint"] = task.space == "joint"
         shape[f"tasks.{task.name}.regression"] = task.is_regression
+        shape[f"tasks.{task.name}.loss.log"] = task.by_logarithm
     shape |= _flat("model", tree["model"])
     left_out = [f"model.{name}" for name in _TRAINING_ONLY]
     left_out += [f"features.{f.name}.encode.{name}" for f in spec.features for name in _LEARNED]

@@ -33,7 +33,8 @@ class Balancer(tf.Module):
 
     Args:
         task_names: the tasks, in the order of the state.
-        weights: fixed factor of each loss; tasks left out have one.
+        weights: fixed factor of each loss, on top of what a kind makes of it (which is made of
+            the losses as they are); tasks left out have one.
     """
 
     persistent = False
@@ -88,11 +89,15 @@ class Balancer(tf.Module):
             ValueError: if the losses are not exactly those of the tasks.
         """
 
-    def _stack(self, losses: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        """Losses times their fixed factors, [tasks] float32, cut from the gradient."""
+    def _bare(self, losses: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Losses without their fixed factors, [tasks] float32, cut from the gradient."""
         self._check(losses)
         values = [tf.cast(losses[name], tf.float32) for name in self.task_names]
-        return tf.stop_gradient(tf.stack(values)) * tf.constant(self._base)
+        return tf.stop_gradient(tf.stack(values))
+
+    def _stack(self, losses: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Losses times their fixed factors, [tasks] float32, cut from the gradient."""
+        return self._bare(losses) * tf.constant(self._base)
 
     def _check(self, losses: Mapping[str, tf.Tensor]) -> None:
         if set(losses) != set(self.task_names):

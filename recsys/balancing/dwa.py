@@ -17,14 +17,16 @@ class DynamicWeightAverage(Balancer):
     windows. T is the number of tasks, so weights sum to it.
 
     The paper's window is an epoch. Ranking models often see one or two epochs only, so
-    a window is a number of steps here; None makes it end where `end_window` is called
-    (from the end of an epoch, outside the step).
+    a window is a number of steps here.
 
     Args:
         task_names: see `Balancer`.
         weights: see `Balancer`.
         temperature: above 0; large makes weights alike.
-        window: steps a window, or None.
+        window: steps a window, at least 1.
+
+    Raises:
+        ValueError: if an option is out of range, and as `Balancer`.
     """
 
     def __init__(
@@ -32,13 +34,13 @@ class DynamicWeightAverage(Balancer):
         task_names: Sequence[str],
         weights: Mapping[str, float] | None = None,
         temperature: float = 2.0,
-        window: int | None = 100,
+        window: int = 100,
     ) -> None:
         super().__init__(task_names, weights)
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0; received {temperature}.")
-        if window is not None and window < 1:
-            raise ValueError(f"window must be at least 1, or None; received {window}.")
+        if window < 1:
+            raise ValueError(f"window must be at least 1; received {window}.")
         self.temperature = temperature
         self.window = window
         zeros = [0.0] * len(self.task_names)
@@ -62,14 +64,8 @@ class DynamicWeightAverage(Balancer):
         finite = tf.reduce_all(tf.math.is_finite(mean))
         total = self.total + tf.where(finite, mean, 0.0)
         steps = self.steps + tf.where(finite, 1.0, 0.0)
-        ended = tf.constant(False) if self.window is None else steps >= float(self.window)
-        self._move(total, steps, ended)
+        self._move(total, steps, steps >= float(self.window))
         return grads, self._logs(mean, weights)
-
-    def end_window(self) -> None:
-        """End the window now; with no step in it, nothing changes."""
-        total, steps = tf.convert_to_tensor(self.total), tf.convert_to_tensor(self.steps)
-        self._move(total, steps, steps > 0)
 
     def _move(self, total: tf.Tensor, steps: tf.Tensor, ended: tf.Tensor) -> None:
         """Write the state. Chosen by `where`: a strategy allows no assignment inside a cond."""

@@ -19,6 +19,9 @@ class GradNorm(Balancer):
     above a floor and rescaled to sum to the number of tasks. Division by G, which the
     paper leaves to its optimizer, frees the learning rate of the losses' scale.
 
+    Fixed factors stay apart from this: norms are of the losses without them, and a task
+    whose factor is 0 has no part in it.
+
     Norms are those of the gradient averaged over all replicas, not averages of norms.
     Pass the dense weights of the last shared layer as `shared_variables`: each task
     costs a backward pass to them. Embedding tables among them are left out.
@@ -84,25 +87,31 @@ class GradNorm(Balancer):
         # One collective for losses and gradients together.
         mean = replica_mean(tf.concat([self._stack(losses)[:, tf.newaxis], flat], axis=1))
         loss, norms = mean[:, 0], tf.norm(mean[:, 1:], axis=1)
+        bare = tf.math.divide_no_nan(norms, tf.constant(self._base))
         grads = self._weighted_gradients(losses, tape, all_variables, weights, scale)
-        self._update(loss, norms, weights)
+        self._update(loss, bare, weights)
         logs = self._logs(loss, weights)
         for t, name in enumerate(self.task_names):
             logs[f"gradient_norm/{name}"] = weights[t] * norms[t]
         return grads, logs
 
     def _update(self, loss: tf.Tensor, norms: tf.Tensor, weights: tf.Tensor) -> None:
-        count = float(len(self.task_names))
+        learned = tf.constant([base > 0 for base in self._base])
+        count = tf.reduce_sum(tf.cast(learned, tf.float32))
+
+        def over_learned(values: tf.Tensor) -> tf.Tensor:
+            return tf.reduce_sum(tf.where(learned, values, 0.0))
+
         first = tf.convert_to_tensor(self.first)
         finite = tf.reduce_all(tf.math.is_finite(loss) & tf.math.is_finite(norms))
         first = tf.where((first > 0) | ~finite, first, loss)
         ratio = tf.where(first > 0, tf.math.divide_no_nan(loss, first), 1.0)
-        pace = tf.math.divide_no_nan(ratio, tf.reduce_mean(ratio))
+        pace = tf.math.divide_no_nan(ratio, over_learned(ratio) / count)
         norm = weights * norms
-        mean_norm = tf.reduce_mean(norm)
+        mean_norm = over_learned(norm) / count
         direction = tf.sign(norm - mean_norm * tf.pow(pace, self.alpha))
         step = direction * tf.math.divide_no_nan(norms, mean_norm)
         new = tf.maximum(weights - self.learning_rate * step, 1e-3)
-        new *= count / tf.reduce_sum(new)
+        new = tf.where(learned, new * count / over_learned(new), weights)
         self.first.assign(first)
         self.weights.assign(tf.where(finite, new, weights))

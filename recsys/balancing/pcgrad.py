@@ -64,6 +64,10 @@ class PCGrad(Balancer):
         Logs also "gradient_norm/TASK" on the projected variables, "coefficient/TASK"
         (how much of the task's gradient is in the sum) and "conflicts" (the share of
         pairs of tasks that point against each other).
+
+        Raises:
+            ValueError: if no shared variable with dense gradients is reached, and as
+                `Balancer.gradients`.
         """
         listed = {v.ref() for v in all_variables}
         shared = [v for v in shared_variables if v.ref() in listed]

@@ -12,10 +12,11 @@ from recsys.balancing.base import Balancer, Gradient, Logs, replica_mean, state
 class UncertaintyWeights(Balancer):
     """Homoscedastic uncertainty (Kendall et al. 2018, https://arxiv.org/abs/1705.07115).
 
-    Minimises sum_t exp(-s_t) loss_t + s_t over the model and over the log-variances
-    s_t, which start at 0. At the optimum s_t = log loss_t: each task weighs the inverse
-    of its loss. The paper's factors of one half, which differ between regression and
-    classification, only shift the optimum by log 2; use `weights` for them.
+    Minimises sum_t w_t (exp(-s_t) loss_t + s_t) over the model and over the log-variances
+    s_t, which start at 0. At the optimum s_t = log loss_t: each task weighs w_t, its fixed
+    factor, over its loss. (With w_t on the loss alone, s_t would undo it.) The paper's
+    factors of one half, which differ between regression and classification, only shift the
+    optimum by log 2; use `weights` for them.
 
     Each s_t makes a gradient step of its own, s -= learning_rate (1 - exp(-s) loss),
     with the bracket held within [-1, 1]: a loss of 1e4 at the start, as of an unscaled
@@ -50,14 +51,15 @@ class UncertaintyWeights(Balancer):
     ) -> tuple[list[Gradient], Logs]:
         """See `Balancer.gradients`; logs "log_variance/TASK" too."""
         s = tf.convert_to_tensor(self.log_variance)
-        mean = replica_mean(self._stack(losses))
+        mean = replica_mean(self._bare(losses))
         weights = tf.math.exp(-s)
         grads = self._weighted_gradients(losses, tape, all_variables, weights, scale)
         step = tf.clip_by_value(1.0 - weights * mean, -1.0, 1.0)
         usable = tf.math.is_finite(mean) & (mean > 0)
         self.log_variance.assign(s - self.learning_rate * tf.where(usable, step, 0.0))
-        logs = self._logs(mean, weights)
-        logs["loss"] += tf.reduce_sum(s)
+        base = tf.constant(self._base)
+        logs = self._logs(base * mean, weights)
+        logs["loss"] += tf.reduce_sum(base * s)
         for t, name in enumerate(self.task_names):
             logs[f"log_variance/{name}"] = s[t]
         return grads, logs

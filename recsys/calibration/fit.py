@@ -44,6 +44,9 @@ def fit_calibration(
     Returns:
         The record. Where the data cannot carry the fit (no rows, one class only, a
         ranking that is upside down) it is a simpler one, with `warning` saying why.
+
+    Raises:
+        ValueError: on an unknown kind, labels that are not 0 or 1, or shapes that differ.
     """
     if kind not in ("none", "identity", "temperature", "platt", "isotonic"):
         raise ValueError(f"unknown kind of calibration {kind!r}.")
@@ -184,7 +187,15 @@ def calibration_report(
 ) -> dict[str, float | int | str | None]:
     """Return kind, warning, rows, positives, and ECE and log loss before and after.
 
-    Rows with a NaN label are left out; a number that is not defined is None.
+    A number that is not defined is None.
+
+    Args:
+        calibration: what was fitted.
+        labels: [rows] of 0 and 1; rows with NaN are left out.
+        logits: [rows] uncalibrated logits.
+
+    Raises:
+        ValueError: on NaN logits, labels that are not 0 or 1, or shapes that differ.
     """
     before = metrics.task_metrics(labels, sigmoid(np.asarray(logits, dtype=np.float64)))
     after = metrics.task_metrics(labels, calibration.apply(logits))

@@ -32,6 +32,9 @@ def hash_rows(ids: Any, buckets: int, hashes: int = 2, salt: int = 0) -> tf.Tens
     Returns:
       int32 ``[..., hashes]``, each -1 or in ``[0, buckets)``.
 
+    Raises:
+      ValueError: ``ids`` that are neither integers nor strings, or a number below 1.
+
     >>> rows = hash_rows(tf.constant([7, -1, 7]), buckets=100, hashes=2)
     >>> bool(tf.reduce_all(rows[0] == rows[2])), rows[1].numpy().tolist()
     (True, [-1, -1])

@@ -169,7 +169,11 @@ class TreeEnsemble(tf_keras.layers.Layer):
         super().build(input_shape)
 
     def assign(self, forests: Sequence[Forest]) -> None:
-        """Take over the trees of each task."""
+        """Take over the trees of each task.
+
+        Raises:
+          ValueError: forests of other numbers of trees, or leaves, than the layer has.
+        """
         found = tuple(forest.trees for forest in forests)
         if found != self.tree_counts:
             raise ValueError(f"TreeEnsemble has {self.tree_counts} trees, received {found}.")

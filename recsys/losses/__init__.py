@@ -8,7 +8,7 @@ from recsys.losses.focal import (
 )
 from recsys.losses.funnel import funnel_log_probs
 from recsys.losses.multi_task import MultiTaskLoss, TaskLoss
-from recsys.losses.numeric import log1mexp, log_sigmoid
+from recsys.losses.numeric import log_sigmoid
 from recsys.losses.ranking import listwise_softmax, pairwise_logistic
 from recsys.losses.sampling import correct_logit, sampled_logit
 
@@ -22,7 +22,6 @@ __all__ = [
     "focal_loss",
     "funnel_log_probs",
     "listwise_softmax",
-    "log1mexp",
     "log_sigmoid",
     "pairwise_logistic",
     "sampled_logit",

@@ -50,6 +50,9 @@ def focal_from_log_probs(
 
     Returns:
         Loss per element, the shape of labels; float32 (float64 if given float64).
+
+    Raises:
+        ValueError: if shapes differ or an option is out of range.
     """
     _check_options(alpha, gamma, label_smoothing)
     log_p, log_1mp = to_compute_dtype(log_p), to_compute_dtype(log_1mp)

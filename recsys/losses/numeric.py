@@ -36,30 +36,6 @@ def log_sigmoid(logits: tf.Tensor) -> tf.Tensor:
     return -tf.math.softplus(-logits)
 
 
-def log1mexp(log_p: tf.Tensor) -> tf.Tensor:
-    """log(1 - exp(log_p)) for log_p < 0, accurate at both ends.
-
-    Above -log 2 the form log(-expm1(x)) keeps the small difference, below it
-    log1p(-exp(x)) does. Each branch sees an input that is harmless to it, so that
-    the gradient of the branch not taken is finite (0 times inf would be NaN).
-    log_p = 0, that is p = 1, is held at the smallest normal number below zero: the
-    result is then finite and large, with a zero gradient.
-
-    Args:
-        log_p: float tensor of log-probabilities, at most 0.
-
-    Returns:
-        Tensor of the same shape and dtype.
-    """
-    log_p = to_compute_dtype(log_p)
-    half = tf.constant(-LN2, log_p.dtype)
-    log_p = tf.minimum(log_p, -tf.constant(log_p.dtype.as_numpy_dtype(1e-37)))
-    near_one = log_p > half
-    upper = tf.math.log(-tf.math.expm1(tf.where(near_one, log_p, half)))
-    lower = tf.math.log1p(-tf.math.exp(tf.where(near_one, half, log_p)))
-    return tf.where(near_one, upper, lower)
-
-
 def smooth_labels(labels: tf.Tensor, label_smoothing: float) -> tf.Tensor:
     """Move labels towards one half: y (1 - s) + s / 2."""
     if label_smoothing == 0.0:
@@ -71,6 +47,13 @@ def weighted_mean(values: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
     """Sum of values times weights over the sum of weights; 0 where no weight is left.
 
     Values whose weight is 0 are left out even if they are not finite.
+
+    Args:
+        values: float tensor, usually [batch].
+        weights: at least 0, the shape and dtype of values.
+
+    Returns:
+        Scalar of that dtype.
     """
     values = tf.where(weights > 0, values, tf.zeros_like(values))
     return tf.math.divide_no_nan(tf.reduce_sum(values * weights), tf.reduce_sum(weights))

@@ -50,7 +50,8 @@ def pairwise_logistic(
         labels: [batch] relevance, any numeric dtype.
         logits: [batch] float scores.
         groups: [batch] integer (or string) ids; equal ids form a group.
-        sample_weight: [batch] or None; a pair has the weight of its higher-labelled row.
+        sample_weight: [batch] or None; a row of weight w counts as w rows like it, so a
+            pair has the product of its two.
 
     Returns:
         Scalar, float32 (float64 if logits are).
@@ -73,7 +74,8 @@ def pairwise_logistic(
     i = tf.repeat(upper, per_row)
     within = tf.range(tf.size(i, tf.int64)) - tf.repeat(tf.cumsum(per_row, exclusive=True), per_row)
     j = tf.gather(starts, tf.gather(index, i)) + within
-    weight = tf.where(tf.gather(y, i) > tf.gather(y, j), tf.gather(w, i), 0.0)
+    both = tf.gather(w, i) * tf.gather(w, j)
+    weight = tf.where(tf.gather(y, i) > tf.gather(y, j), both, 0.0)
     pair_loss = tf.math.softplus(tf.gather(x, j) - tf.gather(x, i))
     return tf.math.divide_no_nan(tf.reduce_sum(weight * pair_loss), tf.reduce_sum(weight))
 
@@ -95,8 +97,8 @@ def listwise_softmax(
         labels: [batch] relevance, at least 0.
         logits: [batch] float scores.
         groups: [batch] integer (or string) ids; equal ids form a group.
-        sample_weight: [batch] or None; weighs each row's term, and the group's place in
-            the mean, by the row's target t_i.
+        sample_weight: [batch] or None; a row of weight w counts as w rows like it, in the
+            softmax's sum as well.
 
     Returns:
         Scalar, float32 (float64 if logits are).
@@ -114,7 +116,10 @@ def listwise_softmax(
 
     peak = tf.stop_gradient(tf.math.unsorted_segment_max(x, index, n))
     x = x - tf.gather(peak, index)
-    log_softmax = x - tf.gather(tf.math.log(total(tf.math.exp(x))), index)
+    # A group without weight has no sum, and no target that would read its logarithm.
+    sums = total(w * tf.math.exp(x))
+    log_sums = tf.math.log(tf.where(sums > 0, sums, tf.ones_like(sums)))
+    log_softmax = x - tf.gather(log_sums, index)
     label_sum = total(y)
     used = (label_sum > 0) & (total(tf.ones_like(y)) > 1)
     target = tf.math.divide_no_nan(y, tf.gather(label_sum, index))

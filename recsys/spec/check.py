@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter as Count
 from collections.abc import Iterator
+from typing import Any
 
 from recsys.spec.names import is_argument
 from recsys.spec.records import ActionLabel, FractionSplit, Spec
@@ -42,36 +43,46 @@ def _names(spec: Spec) -> Iterator[Finding]:
 
 
 def _features(spec: Spec) -> Iterator[Finding]:
+    from recsys.schema import encoding_of  # it imports this package itself
+
     widths: dict[str, tuple[str, int | None]] = {}
+    first: dict[str, tuple[str, dict[str, Any]]] = {}
     for feature in spec.features:
         place = ("features", feature.name)
         kind = feature.encode.kind
-        if feature.table and kind in ("numeric",):
-            yield (*place, "table"), "a numeric feature has no embedding table", ""
+        encode = encoding_of(feature)
+        has_table = encode.kind in ("vocabulary", "hash", "quantiles")
+        for field in ("table", "dim") if not has_table else ():
+            if getattr(feature, field):
+                said = "a history reads the table of the feature that it is of"
+                if kind != "history":
+                    said = f"a {encode.kind} feature has no embedding table"
+                yield (*place, field), said, ""
+        if feature.column and kind in ("history", "counter"):
+            yield (*place, "column"), f"a {kind} is computed, and reads no column of its own", ""
         if feature.separator is not None and not (feature.is_list and kind != "history"):
             yield (
                 (*place, "separator"),
                 "a separator needs a list encoding: set encode.max_length",
                 "",
             )
-        if feature.table and kind in ("vocabulary", "hash"):
-            sharer, dim = widths.setdefault(feature.table, (feature.name, feature.dim))
-            if dim != feature.dim:
-                yield (
-                    (*place, "dim"),
-                    f"features {sharer!r} and {feature.name!r} share table {feature.table!r} "
-                    f"but differ in dim ({dim} and {feature.dim})",
-                    "",
-                )
-    shared = [f for f in spec.features if f.table and f.encode.kind in ("vocabulary", "hash")]
-    for feature in shared:
-        first = next(f for f in shared if f.table == feature.table)
-        own = feature.encode.model_dump(exclude={"max_length", "combiner"})
-        if own != first.encode.model_dump(exclude={"max_length", "combiner"}):
+        if not has_table:
+            continue
+        table = feature.table_name
+        sharer, dim = widths.setdefault(table, (feature.name, feature.dim))
+        if dim != feature.dim:
             yield (
-                ("features", feature.name, "encode"),
-                f"features that share table {feature.table!r} must be encoded alike; "
-                f"{first.name!r} is not",
+                (*place, "dim"),
+                f"features {sharer!r} and {feature.name!r} share table {table!r} "
+                f"but differ in dim ({dim} and {feature.dim})",
+                "",
+            )
+        own = encode.model_dump(exclude={"max_length", "combiner"})
+        sharer, theirs = first.setdefault(table, (feature.name, own))
+        if own != theirs:
+            yield (
+                (*place, "encode"),
+                f"features that share table {table!r} must be encoded alike; {sharer!r} is not",
                 "",
             )
 
@@ -160,8 +171,37 @@ def _tasks(spec: Spec) -> Iterator[Finding]:
             )
         if task.ranking is not None and spec.data.keys.request is None:
             yield (*place, "ranking"), "a ranking loss needs data.keys.request", ""
+        listwise = task.ranking is not None and task.ranking.kind == "listwise"
+        if listwise and task.is_regression and not task.by_logarithm:
+            yield (
+                (*place, "ranking"),
+                "listwise needs labels of at least 0: take pairwise, or a loss with log: true",
+                "",
+            )
+    if spec.train.negative_sampling < 1.0 and all(task.is_regression for task in spec.tasks):
+        yield ("train", "negative_sampling"), "needs a task whose label is 0 or 1", ""
+    yield from _answers(spec)
     if all(task.weight == 0.0 for task in spec.tasks):
         yield ("tasks",), "all tasks have weight 0; nothing would be learned", ""
+
+
+def _answers(spec: Spec) -> Iterator[Finding]:
+    """Names under which the model answers must differ, also in a file's name."""
+    from recsys.schema import SCORE, conditional_name
+
+    taken = {SCORE: "the score of the blend"}
+    for task in spec.tasks:
+        names = {task.name: f"task {task.name!r}"}
+        if task.given is not None:
+            names[conditional_name(task.name, task.given)] = f"task {task.name!r} given its parent"
+        for name, what in names.items():
+            other = taken.setdefault(name.lower(), what)
+            if other != what:
+                yield (
+                    ("tasks", task.name, "name"),
+                    f"the model would answer {name!r} twice: for {what} and for {other}",
+                    "",
+                )
 
 
 def _data(spec: Spec) -> Iterator[Finding]:
@@ -188,7 +228,15 @@ def _data(spec: Spec) -> Iterator[Finding]:
 
 
 def _model(spec: Spec) -> Iterator[Finding]:
-    embedded = [f for f in spec.features if f.encode.kind != "numeric"]
+    from recsys.schema import encoding_of, tree_inputs  # it imports this package itself
+
+    read = [f for f in spec.features if f.name != spec.model.position]
+    embedded = [f for f in read if encoding_of(f).kind != "numeric"]
+    if not read:
+        yield ("features",), "the model needs a feature beside the position", ""
+    for kind, count in Count(spec.model.interactions).items():
+        if count > 1:
+            yield ("model", "interactions"), f"{kind!r} is named {count} times", ""
     if not embedded and spec.model.interactions:
         yield ("model", "interactions"), "interactions need features with embeddings", ""
     elif "match" in spec.model.interactions:
@@ -199,8 +247,6 @@ def _model(spec: Spec) -> Iterator[Finding]:
                     f"match needs a feature of the {owner} with an embedding (not numeric)",
                     "",
                 )
-    from recsys.schema import tree_inputs  # it imports this package itself
-
     if spec.model.trees is not None and not tree_inputs(spec):
         yield (
             ("model", "trees"),
@@ -215,6 +261,7 @@ def _model(spec: Spec) -> Iterator[Finding]:
             if f.owner == "context"
             and f.encode.kind in ("vocabulary", "hash", "quantiles")
             and not f.is_list
+            and getattr(f.encode, "hashes", 1) == 1
         ]
         if spec.model.position not in ids:
             yield (

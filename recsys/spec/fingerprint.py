@@ -19,17 +19,19 @@ def fingerprints(spec: Spec) -> dict[str, str]:
     """Fingerprint of each section, in the order of the flow.
 
     `features` covers what the feature job reads: data, features, and the tasks' labels, so
-    that a change of a loss or a tower does not make features stale. `model` covers what
+    that a change of a loss or a tower does not make features stale (but a first ranking loss
+    does, for which a request's rows are laid side by side). `model` covers what
     training and export read beside them, the blend included, since the graph carries it.
     `serve` and `evaluate` cover their own sections.
     """
     tree = json.loads(spec.model_dump_json(by_alias=True))
     labels = [{key: task[key] for key in ("name", "label", "given")} for task in tree["tasks"]]
     regression = [task.is_regression for task in spec.tasks]
+    read = [tree["data"], tree["features"], labels, regression, tree["evaluate"]["slices"]]
+    if any(task.ranking for task in spec.tasks):
+        read.append("by request")
     return {
-        "features": fingerprint(
-            [tree["data"], tree["features"], labels, regression, tree["evaluate"]["slices"]]
-        ),
+        "features": fingerprint(read),
         "model": fingerprint([tree["tasks"], tree["model"], tree["train"], spec.blend()]),
         "evaluate": fingerprint(tree["evaluate"]),
         "serve": fingerprint(tree["serve"]),

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=100)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
+Widths = Annotated[tuple[Positive, ...], Field(min_length=1)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 
 _DURATION = re.compile(r"^(\d+)\s*(s|m|h|d)$")
@@ -31,115 +32,261 @@ class Record(BaseModel):
 
 
 class TimeColumn(Record):
-    """A column that says when: epoch numbers by `unit`, ISO 8601 text, or text by `format`."""
+    """A column that says when: epoch numbers or text, in UTC where no zone is given."""
 
-    column: str
-    unit: Literal["s", "ms", "us", "ns", "iso"] = "iso"
-    format: str | None = None
+    column: str = Field(description="Name of the column.")
+    unit: Literal["s", "ms", "us", "ns", "iso"] = Field(
+        default="iso",
+        description=(
+            "Unit of epoch numbers, or `iso` for ISO 8601 text; not used for date and timestamp "
+            "columns of Parquet."
+        ),
+    )
+    format: str | None = Field(
+        default=None,
+        description="Pattern of the text, such as `%d/%m/%Y %H:%M`, in place of `unit`.",
+    )
 
 
 class Log(Record):
-    """A log below the input folder: a file, a folder or a glob; CSV or Parquet by ending."""
+    """A log: what happened, one row an event."""
 
-    path: str
-    time: TimeColumn | None = None
+    path: str = Field(
+        description=(
+            "File, folder or glob below the input folder; CSV, TSV or Parquet by its ending."
+        )
+    )
+    time: TimeColumn | None = Field(
+        default=None,
+        description=(
+            "When its events happened; required of action logs, and not used for the impressions, "
+            "which have `data.time`."
+        ),
+    )
 
 
 class Table(Record):
     """A table of users or items, one row a key, joined to the impressions."""
 
-    path: str
-    key: str
+    path: str = Field(
+        description=(
+            "File, folder or glob below the input folder; CSV, TSV or Parquet by its ending."
+        )
+    )
+    key: str = Field(
+        description=(
+            "Column of the user or item ids; of rows with the same id, only the first is used."
+        )
+    )
 
 
 class Tables(Record):
     """The side tables, by the owner of the features that they hold."""
 
-    user: Table | None = None
-    item: Table | None = None
+    user: Table | None = Field(
+        default=None,
+        description=(
+            "Table with the columns of the user's features; none: they are in the impression log."
+        ),
+    )
+    item: Table | None = Field(
+        default=None,
+        description=(
+            "Table with the columns of the item's features; none: they are in the impression log."
+        ),
+    )
 
 
 class Keys(Record):
     """Columns of the impression log that identify things."""
 
-    user: str
-    item: str
-    request: str | None = None
-    impression: str | None = None
+    user: str = Field(description="Column of the user's id; a row without one is a bad record.")
+    item: str = Field(description="Column of the item's id; a row without one is a bad record.")
+    request: str | None = Field(
+        default=None,
+        description=(
+            "Column that says which impressions were shown together, for ranking losses and for a "
+            "split by fraction."
+        ),
+    )
+    impression: str | None = Field(
+        default=None,
+        description=(
+            "Column of the impression's own id, by which action logs are joined; it has the same "
+            "name in them."
+        ),
+    )
 
 
 class TimeSplit(Record):
-    """Split by day, each bound inclusive: train to, validation to, test to (or to the end)."""
+    """Split by day."""
 
-    kind: Literal["time"] = "time"
-    train_to: date
-    validation_to: date
-    test_to: date | None = None
-    column: TimeColumn | None = None
+    kind: Literal["time"] = Field(default="time", description="Chooses this split.")
+    train_to: date = Field(description="Last day of the training rows.")
+    validation_to: date = Field(
+        description="Last day of the validation rows, which begin the day after `train_to`."
+    )
+    test_to: date | None = Field(
+        default=None,
+        description=(
+            "Last day of the test rows, after which rows are left out; none: to the end of the log."
+        ),
+    )
+    column: TimeColumn | None = Field(
+        default=None,
+        description=(
+            "Column of the impression log to take the day from; none: the day of `data.time` in "
+            "UTC."
+        ),
+    )
 
 
 class FractionSplit(Record):
     """Split by a stable hash of the request (or of the impression, or of the row)."""
 
-    kind: Literal["fraction"] = "fraction"
-    validation: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
-    test: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
-    seed: int = 0
+    kind: Literal["fraction"] = Field(default="fraction", description="Chooses this split.")
+    validation: float = Field(
+        default=0.1,
+        gt=0.0,
+        lt=1.0,
+        description="Share of the requests that go to validation; with `test` it must be below 1.",
+    )
+    test: float = Field(
+        default=0.1, gt=0.0, lt=1.0, description="Share of the requests that go to the test."
+    )
+    seed: int = Field(default=0, description="Changes which requests go where.")
 
 
 class Data(Record):
     """Where the rows come from and how they are divided."""
 
-    impressions: Log
-    actions: dict[Name, Log] = {}
-    tables: Tables = Tables()
-    keys: Keys
-    time: TimeColumn | None = None
-    split: Annotated[TimeSplit | FractionSplit, Field(discriminator="kind")]
-    bad_records: Fraction = 0.01
-    max_rows: Positive | None = None
+    impressions: Log = Field(description="The impression log: one row for each item shown.")
+    actions: dict[Name, Log] = Field(
+        default={},
+        description=(
+            "Logs of what followed, such as clicks and orders, each by a name that labels refer to."
+        ),
+    )
+    tables: Tables = Field(
+        default=Tables(), description="Tables of users and items, joined to the impressions by id."
+    )
+    keys: Keys = Field(description="Columns of the impression log that hold ids.")
+    time: TimeColumn | None = Field(
+        default=None,
+        description=(
+            "When impressions were shown; required for action logs, histories, counters, and a "
+            "time split without `column`."
+        ),
+    )
+    split: TimeSplit | FractionSplit = Field(
+        discriminator="kind", description="How rows are divided into training, validation and test."
+    )
+    bad_records: Fraction = Field(
+        default=0.01,
+        description=(
+            "Largest share of a log's or table's rows that may be bad; above it the feature job "
+            "stops."
+        ),
+    )
+    max_rows: Positive | None = Field(
+        default=None,
+        description=(
+            "Most impressions to read, in short runs spread evenly over the log; none: all."
+        ),
+    )
 
 
 # --------------------------------------------------------------------------- features
 
 
 class Vocabulary(Record):
-    """Ids learned from the training rows; rarer than `min_count` goes to out-of-vocabulary rows."""
+    """Ids learned from the training rows; all others share out-of-vocabulary embeddings."""
 
-    kind: Literal["vocabulary"] = "vocabulary"
-    min_count: Positive = 1
-    top_k: Positive | None = None
-    oov_buckets: Positive = 1
-    max_length: Positive | None = None
-    combiner: Literal["mean", "sum"] = "mean"
+    kind: Literal["vocabulary"] = Field(default="vocabulary", description="Chooses this encoding.")
+    min_count: Positive = Field(
+        default=1,
+        description=(
+            "Occurrences in the training rows from which a value has an embedding of its own."
+        ),
+    )
+    top_k: Positive | None = Field(
+        default=None,
+        description=(
+            "Most values with embeddings of their own, the most frequent first; none: no limit."
+        ),
+    )
+    oov_buckets: Positive = Field(
+        default=1,
+        description="Embeddings that all other values share, each value one of them by its hash.",
+    )
+    max_length: Positive | None = Field(
+        default=None,
+        description=(
+            "Reads the column as a list, of which the first so many values are used; none: a "
+            "single value."
+        ),
+    )
+    combiner: Literal["mean", "sum"] = Field(
+        default="mean", description="How the embeddings of a list are joined into one."
+    )
 
 
 class Hash(Record):
-    """Ids hashed into `buckets` rows; `hashes` > 1 sums that many rows an id (compositional)."""
+    """Ids hashed into the rows of a table, so that none needs to be known from training."""
 
-    kind: Literal["hash"] = "hash"
-    buckets: Annotated[int, Field(gt=1)]
-    hashes: Annotated[int, Field(ge=1, le=4)] = 1
-    max_length: Positive | None = None
-    combiner: Literal["mean", "sum"] = "mean"
+    kind: Literal["hash"] = Field(default="hash", description="Chooses this encoding.")
+    buckets: int = Field(
+        gt=1, description="Rows of the embedding table, without the one for missing values."
+    )
+    hashes: int = Field(
+        default=1,
+        ge=1,
+        le=4,
+        description=(
+            "Rows that are summed for one value, so that few values have the same embedding."
+        ),
+    )
+    max_length: Positive | None = Field(
+        default=None,
+        description=(
+            "Reads the column as a list, of which the first so many values are used; none: a "
+            "single value."
+        ),
+    )
+    combiner: Literal["mean", "sum"] = Field(
+        default="mean", description="How the embeddings of a list are joined into one."
+    )
 
 
 class Quantiles(Record):
     """A number cut at quantiles of the training rows; each bucket has an embedding."""
 
-    kind: Literal["quantiles"] = "quantiles"
-    buckets: Annotated[int, Field(gt=1, le=1000)] = 20
+    kind: Literal["quantiles"] = Field(default="quantiles", description="Chooses this encoding.")
+    buckets: int = Field(
+        default=20,
+        gt=1,
+        le=1000,
+        description=(
+            "Buckets, with about equally many training rows each; missing values have one more."
+        ),
+    )
 
 
 class Numeric(Record):
     """A number that enters the dense towers, scaled.
 
-    It also has a first-order weight of each task, and in `match` a vector, times which it counts
-    in its owner's sum.
+    Each number also has one first-order weight per task. With `match`, its value times a learned
+    vector is added to its owner's sum of embeddings. A missing number counts as 0 once scaled.
     """
 
-    kind: Literal["numeric"] = "numeric"
-    scale: Literal["zscore", "log_zscore", "none"] = "zscore"
+    kind: Literal["numeric"] = Field(default="numeric", description="Chooses this encoding.")
+    scale: Literal["zscore", "log_zscore", "none"] = Field(
+        default="zscore",
+        description=(
+            "`zscore` subtracts the training rows' mean and divides by their standard deviation, "
+            "`log_zscore` takes the signed log(1 + size) first, `none` does nothing."
+        ),
+    )
 
 
 class Piecewise(Record):
@@ -148,38 +295,79 @@ class Piecewise(Record):
     Gorishniy et al., On Embeddings for Numerical Features in Tabular Deep Learning, 2022.
     """
 
-    kind: Literal["piecewise"] = "piecewise"
-    bins: Annotated[int, Field(gt=1, le=256)] = 16
+    kind: Literal["piecewise"] = Field(default="piecewise", description="Chooses this encoding.")
+    bins: int = Field(
+        default=16,
+        gt=1,
+        le=256,
+        description=(
+            "Bins between quantiles of the training rows; each says from 0 to 1 how far the "
+            "number fills it."
+        ),
+    )
 
 
 class History(Record):
-    """The user's past items (feature `of`) on which the task `action` happened, latest first.
+    """The user's past items, latest first.
 
     A history holds what was known at the end of the day before the impression's, which is
     what a daily feature job can serve: the same values offline and online.
     """
 
-    kind: Literal["history"] = "history"
-    of: str
-    action: str | None = None
-    max_length: Positive = 20
+    kind: Literal["history"] = Field(default="history", description="Chooses this encoding.")
+    of: str = Field(
+        description=(
+            "Item feature, a single id by vocabulary or hash, whose values are listed and whose "
+            "embeddings are read."
+        )
+    )
+    action: str | None = Field(
+        default=None,
+        description=(
+            "Task that must have happened on an impression for its item to be listed; none: all "
+            "items shown."
+        ),
+    )
+    max_length: Positive = Field(default=20, description="Most items that are listed.")
 
 
 class Counter(Record):
-    """How often a task happened, among past impressions that share the columns `by`.
+    """How often a task happened, among past impressions that share some values.
 
-    Counted to the end of the day before the impression's. `statistic` is the number of past
-    impressions, of positives of `task`, or their smoothed rate
+    Counted to the end of the day before the impression's. The smoothed rate is
     `(positives + prior_weight * overall rate) / (impressions + prior_weight)`.
     """
 
-    kind: Literal["counter"] = "counter"
-    by: tuple[str, ...] = Field(min_length=1)
-    task: str | None = None
-    statistic: Literal["impressions", "positives", "rate"] = "rate"
-    prior_weight: Annotated[float, Field(gt=0.0)] = 20.0
-    as_: Annotated[Quantiles | Numeric | Piecewise, Field(alias="as", discriminator="kind")] = (
-        Quantiles()
+    kind: Literal["counter"] = Field(default="counter", description="Chooses this encoding.")
+    by: tuple[str, ...] = Field(
+        min_length=1,
+        description=(
+            "Features, or columns of the impression log, whose values must be equal for an "
+            "impression to be counted."
+        ),
+    )
+    task: str | None = Field(
+        default=None,
+        description=(
+            "Task whose positives are counted; not needed where `statistic` is `impressions`."
+        ),
+    )
+    statistic: Literal["impressions", "positives", "rate"] = Field(
+        default="rate",
+        description=(
+            "Number of past impressions, of positives of `task` among them, or their smoothed rate."
+        ),
+    )
+    prior_weight: float = Field(
+        default=20.0,
+        gt=0.0,
+        description="How many impressions the overall rate counts for in the smoothed rate.",
+    )
+    as_: Quantiles | Numeric | Piecewise = Field(
+        default=Quantiles(),
+        alias="as",
+        discriminator="kind",
+        description="How the number is encoded.",
     )
 
 
@@ -192,13 +380,39 @@ Encoding = Annotated[
 class Feature(Record):
     """One feature: whose it is, its raw column, and how it is encoded."""
 
-    name: Name
-    owner: Literal["user", "item", "context"]
-    encode: Encoding
-    column: str = ""
-    separator: str | None = None
-    table: str = ""
-    dim: Positive | None = None
+    name: Name = Field(
+        description=(
+            "Name of the feature, different from all others also when case is ignored, and no "
+            "keyword of Python."
+        )
+    )
+    owner: Literal["user", "item", "context"] = Field(
+        description=(
+            "Whose value it is: when serving, those of the user and the item are looked up by id, "
+            "and those of the context come with the request."
+        )
+    )
+    encode: Encoding = Field(description="How the value is given to the network.")
+    column: str = Field(
+        default="", description="Column that holds the value; none: the one named like the feature."
+    )
+    separator: str | None = Field(
+        default=None, description="Text between the values of a list; none: a comma."
+    )
+    table: str = Field(
+        default="",
+        description=(
+            "Name of the embedding table, for several features to share one; none: the feature's "
+            "name."
+        ),
+    )
+    dim: Positive | None = Field(
+        default=None,
+        description=(
+            "Width of the embedding table, whose rows are projected to `model.dim` where it "
+            "differs; none: `model.dim`."
+        ),
+    )
 
     @property
     def raw(self) -> str:
@@ -223,16 +437,22 @@ class Feature(Record):
 
 
 class ColumnLabel(Record):
-    """The label is a column of the impression log (0 or 1, or a number for regression)."""
+    """The label is a column of the impression log."""
 
-    column: str
+    column: str = Field(description="The column: 0 or 1, or any number for a regression.")
 
 
 class ActionLabel(Record):
-    """The label is 1 where an event of the log `action` follows the impression `within` a time."""
+    """The label is 1 where an event follows the impression in time, else 0."""
 
-    action: str
-    within: str = "24h"
+    action: str = Field(description="The log's name in `data.actions`.")
+    within: str = Field(
+        default="24h",
+        description=(
+            "Longest time from the impression to the event: a whole number and `s`, `m`, `h` or "
+            "`d`."
+        ),
+    )
 
     @field_validator("within")
     @classmethod
@@ -252,76 +472,152 @@ class ActionLabel(Record):
 class Bce(Record):
     """Binary cross-entropy."""
 
-    kind: Literal["bce"] = "bce"
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    kind: Literal["bce"] = Field(default="bce", description="Chooses this loss.")
+    label_smoothing: float = Field(
+        default=0.0, ge=0.0, lt=1.0, description="Share of each label that is moved to one half."
+    )
 
 
 class Focal(Record):
-    """Focal loss (Lin et al., 2017): `alpha` weighs positives and `1 - alpha` negatives."""
+    """Focal loss (Lin et al., 2017): cross-entropy that counts what is predicted well less."""
 
-    kind: Literal["focal"] = "focal"
-    alpha: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    gamma: NonNegative = 1.0
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    kind: Literal["focal"] = Field(default="focal", description="Chooses this loss.")
+    alpha: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
+        default=None,
+        description="Weight of positives, where negatives have 1 - `alpha`; none: both have 1.",
+    )
+    gamma: NonNegative = Field(
+        default=1.0,
+        description=(
+            "How much less rows count that are predicted well already; at 0 all count the same."
+        ),
+    )
+    label_smoothing: float = Field(
+        default=0.0, ge=0.0, lt=1.0, description="Share of each label that is moved to one half."
+    )
 
 
 class SquaredError(Record):
-    """Squared error of a regression task (watch time, value), optionally of log(1 + label).
+    """Squared error of a regression task, such as watch time or value.
 
     Errors are measured in standard deviations of the training labels.
     """
 
-    kind: Literal["mse"] = "mse"
-    log: bool = False
+    kind: Literal["mse"] = Field(default="mse", description="Chooses this loss.")
+    log: bool = Field(
+        default=False,
+        description=(
+            "Whether log(1 + label) is learned, with labels below 0 as 0; answers are turned back."
+        ),
+    )
 
 
 class Huber(Record):
-    """Huber loss of a regression task, optionally of log(1 + label).
+    """Huber loss of a regression task: quadratic for small errors, linear for large ones."""
 
-    It turns from quadratic to linear at an error of `delta` standard deviations of the training
-    labels.
-    """
-
-    kind: Literal["huber"] = "huber"
-    delta: Annotated[float, Field(gt=0.0)] = 1.0
-    log: bool = False
+    kind: Literal["huber"] = Field(default="huber", description="Chooses this loss.")
+    delta: float = Field(
+        default=1.0,
+        gt=0.0,
+        description=(
+            "Error from which the loss is linear, in standard deviations of the training labels."
+        ),
+    )
+    log: bool = Field(
+        default=False,
+        description=(
+            "Whether log(1 + label) is learned, with labels below 0 as 0; answers are turned back."
+        ),
+    )
 
 
 class Ranking(Record):
     """A ranking loss over the impressions of one request, added to the task's own loss."""
 
-    kind: Literal["pairwise", "listwise"]
-    weight: NonNegative = 1.0
+    kind: Literal["pairwise", "listwise"] = Field(
+        description=(
+            "`pairwise`: logistic loss of pairs with different labels (RankNet); `listwise`: "
+            "cross-entropy of a softmax over the request (ListNet)."
+        )
+    )
+    weight: NonNegative = Field(
+        default=1.0, description="Factor of the ranking loss where it is added."
+    )
 
 
 class Gate(Record):
-    """What a challenger must show on the evaluated split to be published."""
+    """What a challenger must show on the evaluated split to be published.
 
-    min_auc: Fraction | None = None
-    max_ece: Fraction | None = None
-    max_auc_drop: Fraction = 0.005
+    Regressions are not judged.
+    """
+
+    min_auc: Fraction | None = Field(default=None, description="Least AUC; none: not asked for.")
+    max_ece: Fraction | None = Field(
+        default=None,
+        description="Largest expected calibration error, in probability; none: not asked for.",
+    )
+    max_auc_drop: Fraction = Field(
+        default=0.005,
+        description=(
+            "How far the AUC may be below the champion's, the newest published model's, on the "
+            "same rows."
+        ),
+    )
 
 
 class Task(Record):
     """One label with its head, loss, metrics and weight.
 
-    `given` names the task that it follows in the funnel. `space` says what the head of such a
-    task answers, and where it is trained. `entire`: its probability given the other task, which is
-    trained over all impressions through the funnel product (ESMM). `observed`: the same, trained
-    on impressions where the given task happened, optionally weighted by the inverse of that
-    task's predicted probability. `joint`: the probability of both, trained over all impressions
-    as a task of its own; an answer is never above that of the given task.
+    Tasks with `given` make a funnel, and `space` says what their heads answer and where they are
+    trained. `entire`: the probability given the other task, trained over all impressions through
+    the product of the funnel (ESMM). `observed`: the same, trained on the impressions where the
+    given task happened, as regressions always are. `joint`: the probability of both, trained over
+    all impressions as a task of its own; an answer is never above that of the given task.
     """
 
-    name: Name
-    label: ColumnLabel | ActionLabel
-    given: str | None = None
-    loss: Annotated[Bce | Focal | SquaredError | Huber, Field(discriminator="kind")] = Focal()
-    space: Literal["entire", "observed", "joint"] = "entire"
-    inverse_propensity: bool = False
-    ranking: Ranking | None = None
-    weight: NonNegative = 1.0
-    gate: Gate = Gate()
+    name: Name = Field(
+        description="Name of the task and of its answer, unlike those of all others."
+    )
+    label: ColumnLabel | ActionLabel = Field(
+        description="What counts as a positive, or the number to predict."
+    )
+    given: str | None = Field(
+        default=None,
+        description=(
+            "Task that must happen first, as a click before an order; where it did not, the label "
+            "is set to 0."
+        ),
+    )
+    loss: Bce | Focal | SquaredError | Huber = Field(
+        default=Focal(),
+        discriminator="kind",
+        description=(
+            "Loss that trains the task's head; `mse` and `huber` make the task a regression."
+        ),
+    )
+    space: Literal["entire", "observed", "joint"] = Field(
+        default="entire",
+        description=(
+            "What the head of a task with `given` answers, and on which rows it is trained (see "
+            "above)."
+        ),
+    )
+    inverse_propensity: bool = Field(
+        default=False,
+        description=(
+            "With `space: observed`, whether rows weigh the inverse of the given task's predicted "
+            "probability, taken as at least 0.05."
+        ),
+    )
+    ranking: Ranking | None = Field(
+        default=None, description="Ranking loss that is added; needs `data.keys.request`."
+    )
+    weight: NonNegative = Field(
+        default=1.0, description="Factor of the task's loss; at 0 the task is not trained."
+    )
+    gate: Gate = Field(
+        default=Gate(), description="What the task's metrics must show for a model to be published."
+    )
 
     @property
     def is_regression(self) -> bool:
@@ -340,88 +636,221 @@ class Task(Record):
 class SharedBottom(Record):
     """One tower shared by all tasks."""
 
-    kind: Literal["shared_bottom"] = "shared_bottom"
+    kind: Literal["shared_bottom"] = Field(
+        default="shared_bottom", description="Chooses this way of sharing."
+    )
 
 
 class Mmoe(Record):
-    """Multi-gate mixture of experts (Ma et al., 2018)."""
+    """Multi-gate mixture of experts (Ma et al., 2018): each task has its own mix of all experts."""
 
-    kind: Literal["mmoe"] = "mmoe"
-    experts: Annotated[int, Field(ge=2, le=32)] = 4
+    kind: Literal["mmoe"] = Field(default="mmoe", description="Chooses this way of sharing.")
+    experts: int = Field(
+        default=4, ge=2, le=32, description="Expert towers, each with the layers of `model.shared`."
+    )
 
 
 class Ple(Record):
-    """Progressive layered extraction (Tang et al., 2020)."""
+    """Progressive layered extraction (Tang et al., 2020).
 
-    kind: Literal["ple"] = "ple"
-    shared_experts: Annotated[int, Field(ge=1, le=16)] = 2
-    task_experts: Annotated[int, Field(ge=1, le=16)] = 1
-    levels: Annotated[int, Field(ge=1, le=4)] = 1
+    On each level, a task mixes the shared experts and its own.
+    """
+
+    kind: Literal["ple"] = Field(default="ple", description="Chooses this way of sharing.")
+    shared_experts: int = Field(
+        default=2,
+        ge=1,
+        le=16,
+        description="Expert towers of all tasks on each level, with the layers of `model.shared`.",
+    )
+    task_experts: int = Field(
+        default=1,
+        ge=1,
+        le=16,
+        description=(
+            "Expert towers of each task alone on each level, with the layers of `model.shared`."
+        ),
+    )
+    levels: int = Field(
+        default=1, ge=1, le=4, description="Levels of experts, one after the other."
+    )
 
 
 class HistoryAttention(Record):
-    """How histories are read: `mean`, `target` attention, or `local` self-attention then target."""
+    """How the items of a history become one vector."""
 
-    kind: Literal["mean", "target", "local"] = "target"
-    window: Annotated[int, Field(ge=4, le=1024)] = 64
-    hidden: tuple[Positive, ...] = (32,)
+    kind: Literal["mean", "target", "local"] = Field(
+        default="target",
+        description=(
+            "`mean` of the items, `target`: a sum weighed by the candidate item, `local`: the "
+            "same after self-attention among the items."
+        ),
+    )
+    window: int = Field(
+        default=64,
+        ge=4,
+        le=1024,
+        description=(
+            "With `local`, items in a block; each item sees its own block and the one before."
+        ),
+    )
+    hidden: Widths = Field(
+        default=(32,),
+        description=(
+            "With `target` and `local`, widths of the hidden layers that weigh an item for the "
+            "candidate."
+        ),
+    )
 
 
 class Variant(Record):
     """Networks of another kind beside the model's own; what is left out is as in `model`."""
 
-    members: Annotated[int, Field(ge=1, le=16)] | None = None
-    shared: tuple[Positive, ...] | None = None
-    towers: tuple[Positive, ...] | None = None
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
-    embedding_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    members: Annotated[int, Field(ge=1, le=16)] | None = Field(
+        default=None, description="Networks of this kind."
+    )
+    shared: Widths | None = Field(
+        default=None, description="Widths of the layers that tasks share."
+    )
+    towers: tuple[Positive, ...] | None = Field(
+        default=None, description="Widths of the layers of each task's tower."
+    )
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = Field(
+        default=None,
+        description="Share of each tower layer's outputs that are set to 0 in training.",
+    )
+    embedding_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = Field(
+        default=None, description="Share of the embeddings' numbers that are set to 0 in training."
+    )
 
 
 class Trees(Record):
     """Gradient-boosted trees beside the networks, for tables where numbers say most.
 
-    Each task has its own, at most `count` of them: fitting stops when the validation loss no
-    longer falls. They read numbers and single ids (by frequency; neither the keys' own nor
-    hashes), and are fitted, when the networks are trained, by one process on no more than
-    `rows` rows. The mean of the networks and the trees each have a weight by task, fitted on
-    validation rows.
+    Each task has its own, and fitting stops when the validation loss no longer falls. They read
+    numbers and single ids (by frequency; neither the keys' own nor hashes). One process fits them
+    once the networks are trained. The mean of the networks and the trees each have a weight per
+    task, fitted on validation rows.
     """
 
-    count: Annotated[int, Field(ge=1, le=2000)] = 1000
-    leaves: Annotated[int, Field(ge=2, le=64)] = 16
-    leaf_rows: Positive = 50
-    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
-    rows: Positive = 500_000
+    count: int = Field(default=1000, ge=1, le=2000, description="Most trees of each task.")
+    leaves: int = Field(default=16, ge=2, le=64, description="Most leaves of a tree.")
+    leaf_rows: Positive = Field(default=50, description="Fewest training rows in a leaf.")
+    learning_rate: float = Field(
+        default=0.1, gt=0.0, le=1.0, description="Factor of what each tree adds."
+    )
+    rows: Positive = Field(
+        default=500_000,
+        description=(
+            "Most training rows to fit on, and most validation rows to stop by; of more, a random "
+            "sample."
+        ),
+    )
 
 
 class Model(Record):
     """The network.
 
-    `interactions` are any of: `fm`, `dot` and `cross`, which the towers read, and `match`, which
-    is added to the logits: the sum of the user's embeddings against that of the item's, by a
-    matrix of each task. Numbers count in it as their value times a vector. Ids of `data.keys`
-    are left out of it where their side has other embeddings. It is worth most where one task
-    has many labels and another few, which then borrows the factors of the first.
+    Of the `interactions`, the towers read `fm` (the products of all pairs of embeddings, by
+    element, in one sum), `dot` (the dot product of each pair) and `cross` (a cross network of
+    embeddings and numbers, DCN-v2). `match` is added to the logits: the sum of the user's
+    embeddings, times a matrix of each task, times the sum of the item's. A number enters its
+    owner's sum as its value times a learned vector. Ids of `data.keys` stay out of a sum that
+    has other embeddings. `match` is worth most where one task has many labels and another few,
+    which then borrows the factors of the first.
     """
 
-    dim: Annotated[int, Field(ge=1, le=512)] = 16
-    interactions: tuple[Literal["fm", "cross", "dot", "match"], ...] = ("fm", "dot")
-    cross_layers: Annotated[int, Field(ge=1, le=8)] = 2
-    cross_projection: Positive | None = None
-    first_order: bool = True
-    sharing: Annotated[SharedBottom | Mmoe | Ple, Field(discriminator="kind")] = SharedBottom()
-    gated: bool = True
-    shared: tuple[Positive, ...] = (256, 128)
-    towers: tuple[Positive, ...] = (64,)
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    embedding_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    history: HistoryAttention = HistoryAttention()
-    position: str | None = None
-    members: Annotated[int, Field(ge=1, le=16)] = 1
-    variants: Annotated[tuple[Variant, ...], Field(max_length=4)] = ()
-    trees: Trees | None = None
-    recompute: bool = False
-    xla: bool = False
+    dim: int = Field(
+        default=16, ge=1, le=512, description="Width of the embeddings that the network reads."
+    )
+    interactions: tuple[Literal["fm", "cross", "dot", "match"], ...] = Field(
+        default=("fm", "dot"), description="Products of features that are made (see above)."
+    )
+    cross_layers: int = Field(
+        default=2,
+        ge=1,
+        le=8,
+        description="Layers of `cross`; each raises the degree of its products by one.",
+    )
+    cross_projection: Positive | None = Field(
+        default=None, description="Rank of the matrices of `cross`; none: full matrices."
+    )
+    first_order: bool = Field(
+        default=True,
+        description=(
+            "Whether each id and each scaled number has a weight of its own per task, added to "
+            "the logit."
+        ),
+    )
+    sharing: SharedBottom | Mmoe | Ple = Field(
+        default=SharedBottom(),
+        discriminator="kind",
+        description="How tasks share the layers below their own towers.",
+    )
+    gated: bool = Field(
+        default=True,
+        description=(
+            "Whether a learned sigmoid gate scales each tower layer's outputs, at twice the cost."
+        ),
+    )
+    shared: Widths = Field(
+        default=(256, 128),
+        description=(
+            "Widths of the layers that tasks share, of each expert where there are several."
+        ),
+    )
+    towers: tuple[Positive, ...] = Field(
+        default=(64,), description="Widths of the layers of each task's tower."
+    )
+    dropout: float = Field(
+        default=0.0,
+        ge=0.0,
+        lt=1.0,
+        description="Share of each tower layer's outputs that are set to 0 in training.",
+    )
+    embedding_dropout: float = Field(
+        default=0.0,
+        ge=0.0,
+        lt=1.0,
+        description="Share of the embeddings' numbers that are set to 0 in training.",
+    )
+    history: HistoryAttention = Field(
+        default=HistoryAttention(), description="How histories are read."
+    )
+    position: str | None = Field(
+        default=None,
+        description=(
+            "Context feature with the display position; its effect is learned in training and "
+            "left out when serving."
+        ),
+    )
+    members: int = Field(
+        default=1,
+        ge=1,
+        le=16,
+        description="Networks trained side by side; their logits are averaged.",
+    )
+    variants: tuple[Variant, ...] = Field(
+        default=(),
+        max_length=4,
+        description=(
+            "Further kinds of network, trained beside the model's own; weights fitted on "
+            "validation rows join them."
+        ),
+    )
+    trees: Trees | None = Field(
+        default=None, description="Boosted trees beside the networks; none: no trees."
+    )
+    recompute: bool = Field(
+        default=False,
+        description=(
+            "Whether the backward pass computes activations again, for less memory and more time."
+        ),
+    )
+    xla: bool = Field(
+        default=False,
+        description="Whether XLA compiles the layers above the embeddings in training.",
+    )
 
     @property
     def kinds(self) -> tuple[Model, ...]:
@@ -437,78 +866,192 @@ class Model(Record):
 class Balancing(Record):
     """How the tasks' losses share the gradient."""
 
-    kind: Literal["fixed", "uncertainty", "gradnorm", "dwa", "pcgrad"] = "fixed"
-    alpha: NonNegative = 1.5
-    temperature: Annotated[float, Field(gt=0.0)] = 2.0
+    kind: Literal["fixed", "uncertainty", "gradnorm", "dwa", "pcgrad"] = Field(
+        default="fixed",
+        description=(
+            "`fixed`: by the tasks' `weight` alone; `uncertainty`: more for small losses; "
+            "`gradnorm`: equal pace of learning; `dwa`: more for losses that fall slowly; "
+            "`pcgrad`: without the parts of gradients that conflict."
+        ),
+    )
+    alpha: NonNegative = Field(
+        default=1.5,
+        description=(
+            "With `gradnorm`, how strongly tasks are pulled to an equal pace; 0 asks for equal "
+            "gradient norms."
+        ),
+    )
+    temperature: float = Field(
+        default=2.0,
+        gt=0.0,
+        description="With `dwa`, how alike the weights are: the higher, the more alike.",
+    )
 
 
 class EarlyStopping(Record):
-    """Stop after `patience` epochs without a better validation `metric`, and keep the best."""
+    """Stop when validation gets no better, and keep the best epoch."""
 
-    metric: Literal["auc", "log_loss"] = "auc"
-    patience: Positive = 1
+    metric: Literal["auc", "log_loss"] = Field(
+        default="auc",
+        description=(
+            "What epochs are compared by: the mean of the tasks' AUC or log loss, or of their root "
+            "mean squared error where all are regressions."
+        ),
+    )
+    patience: Positive = Field(
+        default=1, description="Epochs in a row without a better value after which training stops."
+    )
 
 
 class Train(Record):
     """The training run.
 
-    `table_initial_accumulator` is where the Adagrad of each table row starts, in squared
-    gradients of a single example. It holds back rows that were seen seldom, as a prior does:
-    at 0 the first example already moves a row by a whole learning rate. Learning rates rise
-    over `warmup_steps` (at most a tenth of the run) and then follow `schedule` down to a
-    fiftieth at the last epoch's end. `weight_decay` shrinks the layers' matrices, by unit of
-    learning rate; tables, biases, the weights of numbers and those of `match` are left alone.
-    With `refit`, once validation has settled the epochs, the weights of kinds, the number of trees
-    and the calibration, training begins anew on training and validation rows together, for as many
-    epochs as were best: what is served then knows the newest days too, for twice the time.
+    Tables are trained by Adagrad with one accumulator a row, all other weights by Adam.
+    `table_initial_accumulator` holds back rows that were seen seldom, as a prior does: at 0 the
+    first example already moves a row by a whole learning rate. `weight_decay` leaves tables,
+    biases, the weights of numbers and those of `match` alone. With `refit`, once validation has
+    settled the epochs, the weights of kinds, the number of trees and the calibration, training
+    begins anew on training and validation rows together, for as many epochs as were best: what is
+    served then knows the newest days too, for twice the time.
     """
 
-    batch_size: Positive = 256
-    epochs: Positive = 2
-    table_learning_rate: Annotated[float, Field(gt=0.0)] = 0.1
-    table_initial_accumulator: NonNegative = 1.0
-    dense_learning_rate: Annotated[float, Field(gt=0.0)] = 0.001
-    schedule: Literal["constant", "linear", "cosine"] = "linear"
-    warmup_steps: Annotated[int, Field(ge=0)] = 50
-    weight_decay: NonNegative = 0.0
-    balancing: Balancing = Balancing()
-    calibration: Literal["none", "temperature", "platt", "isotonic"] = "platt"
-    early_stopping: EarlyStopping = EarlyStopping()
-    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
-    negative_sampling: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    checkpoint_every: Positive | None = None
-    max_steps: Positive | None = None
-    refit: bool = False
-    seed: int = 0
+    batch_size: Positive = Field(default=256, description="Rows in a step, over all workers.")
+    epochs: Positive = Field(default=2, description="Most passes over the training rows.")
+    table_learning_rate: float = Field(
+        default=0.1, gt=0.0, description="Highest learning rate of the embedding tables."
+    )
+    table_initial_accumulator: NonNegative = Field(
+        default=1.0,
+        description=(
+            "Where the Adagrad accumulator of each table row starts, in squared gradients of a "
+            "single example."
+        ),
+    )
+    dense_learning_rate: float = Field(
+        default=0.001, gt=0.0, description="Highest learning rate of all other weights."
+    )
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="linear",
+        description=(
+            "How learning rates fall to a fiftieth by the end of the last epoch, on a line or "
+            "half a cosine wave, or that they do not."
+        ),
+    )
+    warmup_steps: int = Field(
+        default=50,
+        ge=0,
+        description="Steps in which learning rates rise at the start, at most a tenth of the run.",
+    )
+    weight_decay: NonNegative = Field(
+        default=0.0,
+        description="Share by which a step shrinks the layers' matrices, by unit of learning rate.",
+    )
+    balancing: Balancing = Field(
+        default=Balancing(), description="How the tasks' losses share the gradient."
+    )
+    calibration: Literal["none", "temperature", "platt", "isotonic"] = Field(
+        default="platt",
+        description=(
+            "What is fitted on validation rows to each task's logit: nothing, a scale "
+            "(`temperature`), a scale and a shift (`platt`) or a free rising curve (`isotonic`)."
+        ),
+    )
+    early_stopping: EarlyStopping = Field(
+        default=EarlyStopping(), description="When training stops before the last epoch."
+    )
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = Field(
+        default="float32",
+        description="Number type that layers compute in; weights are float32 in all three.",
+    )
+    negative_sampling: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=1.0,
+        description=(
+            "Share of the rows without any positive label that is trained on; those kept weigh "
+            "its inverse."
+        ),
+    )
+    checkpoint_every: Positive | None = Field(
+        default=None,
+        description=(
+            "Steps between checkpoints within an epoch; none: only at the end of each epoch."
+        ),
+    )
+    max_steps: Positive | None = Field(
+        default=None, description="Most steps of the run; none: no limit but `epochs`."
+    )
+    refit: bool = Field(
+        default=False,
+        description=(
+            "Whether what is served is trained anew on training and validation rows together."
+        ),
+    )
+    seed: int = Field(
+        default=0,
+        ge=0,
+        lt=2**32,
+        description="Seed of first weights, dropout, the order of rows and sampling.",
+    )
 
 
 class Evaluate(Record):
-    """Metrics are also cut by these features' raw values; `largest` values each."""
+    """How metrics are split, beside those of all rows."""
 
-    slices: tuple[str, ...] = ()
-    largest: Annotated[int, Field(ge=1, le=100)] = 10
+    slices: tuple[str, ...] = Field(
+        default=(),
+        description=(
+            "Features by whose raw values metrics are split; after a change the features must be "
+            "built again."
+        ),
+    )
+    largest: int = Field(
+        default=10,
+        ge=1,
+        le=100,
+        description="Most values of each feature that are told, those with the most rows.",
+    )
 
 
 class Serve(Record):
-    """The ranking endpoint. `blend` weighs the tasks' probabilities into one score."""
+    """The ranking endpoint, which orders candidates by one score."""
 
-    blend: dict[str, float] = {}
-    max_candidates: Positive = 2000
-    max_body_bytes: Positive = 4_000_000
-    deadline_ms: Positive = 1000
+    blend: dict[str, float] = Field(
+        default={},
+        description=(
+            "Weight of each task's answer in the score; empty: equal for all probabilities, or "
+            "all numbers where there are none."
+        ),
+    )
+    max_candidates: Positive = Field(
+        default=2000, description="Most candidates in a request; one with more is refused."
+    )
+    max_body_bytes: Positive = Field(
+        default=4_000_000,
+        description="Most bytes in a request's body; a longer one is refused with status 413.",
+    )
+    deadline_ms: Positive = Field(
+        default=1000,
+        description=(
+            "Milliseconds from the start of a request to its answer, after which it fails with "
+            "status 504."
+        ),
+    )
 
 
 class Spec(Record):
     """The whole spec; see `recsys.spec.load`."""
 
-    name: Name
-    data: Data
-    features: tuple[Feature, ...] = Field(min_length=1)
-    tasks: tuple[Task, ...] = Field(min_length=1)
-    model: Model = Model()
-    train: Train = Train()
-    evaluate: Evaluate = Evaluate()
-    serve: Serve = Serve()
+    name: Name = Field(description="Name of the spec, which manifests and the service show.")
+    data: Data = Field(description="Where the rows come from and how they are divided.")
+    features: tuple[Feature, ...] = Field(
+        min_length=1, description="What the model knows of user, item and context."
+    )
+    tasks: tuple[Task, ...] = Field(min_length=1, description="What the model predicts.")
+    model: Model = Field(default=Model(), description="The network.")
+    train: Train = Field(default=Train(), description="The training run.")
+    evaluate: Evaluate = Field(default=Evaluate(), description="What metrics are split by.")
+    serve: Serve = Field(default=Serve(), description="The ranking endpoint.")
 
     def feature(self, name: str) -> Feature:
         """The feature of that name."""
@@ -524,10 +1067,14 @@ class Spec(Record):
         return (*self.chain(task.given), task) if task.given else (task,)
 
     def blend(self) -> dict[str, float]:
-        """Weights of the tasks in the score; by default equal over tasks with probabilities."""
+        """Weights of the tasks in the score.
+
+        By default equal over tasks with probabilities, or over all where none has one.
+        """
         if self.serve.blend:
             return dict(self.serve.blend)
-        names = [task.name for task in self.tasks if not task.is_regression]
+        binary = [task.name for task in self.tasks if not task.is_regression]
+        names = binary or [task.name for task in self.tasks]
         return {name: 1.0 / len(names) for name in names}
 
     def shrunk(self, *, rows: int = 2000, steps: int = 20, **train: Any) -> Spec:

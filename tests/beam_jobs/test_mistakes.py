@@ -78,12 +78,39 @@ def test_a_label_that_is_not_0_or_1(refuse):
     assert "30 × label clicked is not 0 or 1" in error.found and '"clicked": "2"' in error.found
 
 
+def test_a_negative_label_of_a_logarithm(refuse):
+    loss = "{name: profit, label: {column: profit}, loss: {kind: huber, log: true}}"
+    error = refuse(rows().assign(profit=np.arange(60) - 1.0), f"{SPEC}  - {loss}")
+    assert "1 × label profit is negative; its loss is of log(1 + label)" in error.found
+    assert "give the task's loss log: false" in error.fix
+
+
 def test_few_bad_rows_pass_the_threshold_and_many_do_not(refuse):
     bad = rows(200)
     bad.loc[[3, 4, 5], "at"] = "noon"
     error = refuse(bad)
     assert error.found.startswith("1.50% (3 × at is no time)")
     assert error.where == "data.bad_records"
+    assert "set data.time.unit or data.time.format" in error.fix
+
+
+def test_epoch_times_without_their_unit_are_told_of_it(refuse):
+    error = refuse(rows().assign(at=1_767_926_848.25 + np.arange(60)))
+    assert "60 × at is no time" in error.found
+    assert "set data.time.unit or data.time.format" in error.fix
+    # Milliseconds that are said to be seconds lie some 50,000 years ahead.
+    text = SPEC.replace("{column: at}", "{column: at, unit: s}")
+    error = refuse(rows().assign(at=1_767_926_848_250 + np.arange(60)), text)
+    assert "60 × at is no time" in error.found
+
+
+@pytest.mark.parametrize(("mark", "name"), [(";", "';'"), ("\t", "a tab"), ("|", "'|'")])
+def test_another_separator_is_named(refuse, mark, name):
+    text = rows().to_csv(index=False, sep=mark)
+    error = refuse(files={"a.csv": text.encode()})
+    assert f"separated by {name}" in error.found
+    assert error.expected == "columns separated by a comma"
+    assert ("name it .tsv" in error.fix) == (mark == "\t")
 
 
 def test_ragged_lines_are_bad_records(refuse):
@@ -102,6 +129,16 @@ def test_an_empty_split_says_what_was_found(refuse):
     error = refuse(rows()[lambda t: ~t["at"].str.startswith("2026-03-02")])
     assert error.message == "The split validation is empty."
     assert error.found == "train 20, validation 0, test 20; days 2026-03-01 to 2026-03-03"
+
+
+def test_a_split_by_too_few_requests_names_their_column(refuse):
+    text = SPEC.replace("item: item}", "item: item, request: page}").replace(
+        "{train_to: 2026-03-01, validation_to: 2026-03-02}",
+        "{kind: fraction, validation: 0.1, test: 0.1}",
+    )
+    error = refuse(rows().assign(page="home"), text)
+    assert "empty" in error.message
+    assert "data.keys.request (page) has 1 distinct value:" in error.fix
 
 
 def test_an_empty_log(refuse):

@@ -11,6 +11,7 @@ import pytest
 from beam_jobs import counters, sources
 from beam_jobs.history import histories
 from beam_jobs.join import attribute, deduplicate, join_table
+from beam_jobs.judge import tidy
 from beam_jobs.partition import gather, mixed, partition, stable_hash
 from beam_jobs.plan import plan_of
 from beam_jobs.split import identity, split_of
@@ -121,6 +122,27 @@ def test_folders_globs_partitions_and_formats(plan, tmp_path):
     assert (np.diff(table["row"].to_numpy()) > 0).all()
 
 
+@pytest.mark.parametrize("name", ["A.CSV", "A.Csv.GZ", "A.TSV", "A.PARQUET", "A.PQ"])
+def test_endings_in_capitals(plan, tmp_path, name):
+    from dataclasses import replace
+
+    frame = pd.DataFrame({"id": ["01", "x,y"], "at": [1, 2]})
+    path = tmp_path / "log" / name
+    path.parent.mkdir()
+    if path.suffix in (".PARQUET", ".PQ"):
+        pq.write_table(pa.Table.from_pandas(frame), path)
+    else:
+        packed = "gzip" if name.endswith("GZ") else None
+        frame.to_csv(path, index=False, sep="\t" if "TSV" in name else ",", compression=packed)
+    for place in ("log", f"log/{name}"):
+        source = replace(plan.actions["buy"], path=place)
+        files = sources.resolve(tmp_path, source)
+        sources.check(files, source)
+        (task,) = sources.tasks(files, source, max_rows=9)
+        (block,) = sources.read(task)
+        assert validate(*block, source).good["key:impression"].to_pylist() == ["01", "x,y"]
+
+
 # ----------------------------------------------------------------------------------- validate
 
 
@@ -139,11 +161,103 @@ def test_folders_globs_partitions_and_formats(plan, tmp_path):
         ([20260102], {"format": "%Y%m%d"}, [1_767_312_000_000]),
         ([date(1970, 1, 2), None], {}, [DAY, None]),
         (["inf", "1e300"], {"unit": "s"}, [None, None]),
+        # Numbers with a fraction, in each unit, are rounded down; whole ones with gaps are doubles.
+        ([1_767_926_848.25, None, np.inf], {"unit": "s"}, [1_767_926_848_250, None, None]),
+        ([1_767_926_848.123, -0.0015], {"unit": "s"}, [1_767_926_848_123, -2]),
+        (["1767926848.123", "7.0", "NA"], {"unit": "s"}, [1_767_926_848_123, 7000, None]),
+        ([1.9, 1_767_926_848_250.0], {"unit": "ms"}, [1, 1_767_926_848_250]),
+        ([1999.9, 29_000.0], {"unit": "us"}, [1, 29]),
+        ([1_700_000_000_123_000_000.0], {"unit": "ns"}, [1_700_000_000_123]),
+        (["1700000000123000000", "x"], {"unit": "ns"}, [1_700_000_000_123, None]),
+        # Of another unit than it is said to be: there is no such day.
+        ([1_767_926_848_250], {"unit": "s"}, [None]),
+        ([20260102.0, None], {"format": "%Y%m%d"}, [1_767_312_000_000, None]),
+        (["NA", "-", "null"], {}, [None] * 3),
     ],
 )
 def test_times(values, column, expected):
     ms, bad = parse_time(pa.chunked_array([values]), TimeColumn(column="t", **column))
     assert [None if b else m for m, b in zip(ms.tolist(), bad, strict=True)] == expected
+
+
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.binary_view(), pa.large_string()], ids=str)
+@pytest.mark.parametrize("unit", ["ms", "iso"])
+def test_times_in_every_kind_of_text(kind, unit):
+    text = pa.chunked_array([["1000", "1970-01-01", None]]).cast(pa.binary()).cast(kind)
+    ms, bad = parse_time(text, TimeColumn(column="t", unit=unit))
+    assert ms.tolist() == ([1000, 0, 0] if unit == "ms" else [ms[0], 0, 0])
+    assert bad[2] and bad[1] == (unit == "ms")
+
+
+def test_times_beyond_a_signed_integer_are_bad():
+    values = pa.chunked_array([pa.array([2**63, 7], pa.uint64())])
+    ms, bad = parse_time(values, TimeColumn(column="t", unit="ms"))
+    assert (ms.tolist(), bad.tolist()) == ([0, 7], [True, False])
+
+
+def test_a_key_that_stands_for_nothing_is_missing(plan):
+    table = pa.table({"row": [0, 1, 2], "id": ["a", "NA", " - "], "at": ["1", "2", "3"]})
+    checked = validate(table, [], plan.actions["buy"])
+    assert checked.good["key:impression"].to_pylist() == ["a"]
+    assert checked.dead["reason"].to_pylist() == ["id is missing"] * 2
+
+
+FUNNEL = """
+name: funnel
+data:
+  impressions: {path: log}
+  keys: {user: user, item: item}
+  split: {kind: fraction}
+features:
+  - {name: item, owner: item, encode: vocabulary}
+tasks:
+  - {name: profit, label: {column: profit}, given: buy, loss: {kind: mse, log: true}}
+  - {name: buy, label: {column: bought}, given: click}
+  - {name: click, label: {column: clicked}}
+"""
+
+
+def test_labels_may_be_missing_where_what_they_follow_did_not_happen():
+    rows = [  # clicked, bought, profit; what becomes of it
+        (0, None, None, (0, 0, 0)),
+        (1, 0, "", (1, 0, 0)),
+        (1, 1, "2.5", (1, 1, 2.5)),
+        (0, 1, "NA", (0, 1, 0)),  # the funnel is repaired when labels meet
+        (1, 0, "-1", (1, 0, -1)),
+        (1, None, None, "label bought is missing"),
+        (1, 1, "NaN", "label profit is missing"),
+        (1, 1, "-1", "label profit is negative; its loss is of log(1 + label)"),
+        (None, 1, "3", "label clicked is missing"),
+        (0, 2, None, "label bought is not 0 or 1"),
+        (0, 0, "much", "label profit is no number"),
+    ]
+    clicked, bought, profit, expected = zip(*rows, strict=True)
+    block = pa.table(
+        {
+            "row": range(len(rows)),
+            "user": ["u"] * len(rows),
+            "item": ["i"] * len(rows),
+            "clicked": clicked,
+            "bought": bought,
+            "profit": profit,
+        }
+    )
+    checked = validate(block, [], plan_of(loads(FUNNEL)).impressions)
+    names = ["label:click", "label:buy", "label:profit"]
+    good = zip(*(checked.good[name].to_pylist() for name in names), strict=True)
+    assert list(good) == [told for told in expected if not isinstance(told, str)]
+    assert checked.dead["reason"].to_pylist() == [
+        told for told in expected if isinstance(told, str)
+    ]
+
+
+def test_a_label_after_an_action_is_not_missing(plan):
+    text = SPEC.replace("{column: clicked}", "{action: buy}")
+    text = text.replace("{action: buy, within: 2d}, given", "{column: bought}, given")
+    source = plan_of(loads(text)).impressions
+    block = pa.table({"row": [0], **{name: ["1"] for name in source.columns}})
+    block = block.set_column(block.column_names.index("bought"), "bought", pa.array([""]))
+    assert validate(block, [], source).dead["reason"].to_pylist() == ["label bought is missing"]
 
 
 # --------------------------------------------------------------------------------------- join
@@ -178,6 +292,25 @@ def test_windows_are_inclusive_and_the_funnel_is_repaired(plan):
     assert joined.rows["label:buy"].to_pylist() == [1.0, 0.0, 0.0, 0.0]
     assert joined.rows["known:buy"][0].as_py() == 2 * DAY  # the first of two
     assert joined.counts == {"actions_without_impression.buy": 1, "conversion_without_given.buy": 1}
+
+
+def test_requests_are_counted_while_they_are_few():
+    plan = fraction_plan("request: r, ")
+    rows = shown(*[(f"i{n}", "u", "p", 1, 0, 1) for n in range(300)])
+
+    def counts(requests):
+        named = rows.append_column(
+            "key:request", pa.array([f"r.{n % requests}" for n in range(300)])
+        )
+        return attribute(named, {"buy": events(("a", 1, 0))}, plan).counts
+
+    assert counts(2) == {
+        "actions_without_impression.buy": 1,
+        "request.r.0": 150,
+        "request.r.1": 150,
+    }
+    assert counts(200)["many_requests"] == 1
+    assert tidy(counts(2)).keys() == tidy({"actions_without_impression.buy": 1}).keys()
 
 
 def test_table_join_fills_what_is_missing():

@@ -10,7 +10,7 @@ import pytest
 from beam_jobs import job, run_features
 from recsys.errors import UserError
 from recsys.schema import example_columns, model_inputs
-from recsys.spec import load, loads
+from recsys.spec import fingerprints, load, loads
 from recsys.world import simulate
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +69,16 @@ def test_one_file_is_input_enough(table, rows):
     assert manifest["time_range"] == {"train": None, "validation": None, "test": None}
 
 
+def test_labels_may_be_blank_where_the_click_did_not_happen(rows, tmp_path):
+    blank = rows.assign(seconds=rows["seconds"].where(rows["click"] == 1))
+    blank.to_csv(tmp_path / "rows.csv", index=False)
+    run_features(loads(TABLE), tmp_path / "rows.csv", tmp_path / "features")
+    made = pd.concat([read(tmp_path / "features", s) for s in ("train", "validation", "test")])
+    assert len(made) == len(blank.drop_duplicates())
+    assert (made["label:watched"][made["label:click"] == 0] == 0).all()
+    assert made["label:watched"].sum() == blank["seconds"].sum()
+
+
 def test_columns_without_request_and_time(table):
     columns = set(read(table[0] / "features", "train").columns)
     assert set(example_columns(loads(TABLE))) - columns == {"key:request", "time"}
@@ -98,6 +108,36 @@ def test_rows_are_shuffled(table, rows):
     users = read(table[0] / "features", "train")["key:user"].astype(int).to_numpy()
     assert abs(np.corrcoef(users[:-1], users[1:])[0, 1]) < 0.2
     assert (users[:100] != rows["user"].to_numpy()[:100]).any()
+
+
+def test_a_ranking_loss_finds_the_rows_of_a_request_side_by_side(rows, tmp_path):
+    requests = [f"r{n // 5}" for n in range(len(rows))]
+    rows.assign(request=requests).to_csv(tmp_path / "rows.csv", index=False)
+    text = TABLE.replace("item: item}", "item: item, request: request}")
+    text = text.replace("column: click}}", "column: click}, ranking: {kind: pairwise}}")
+    manifest = run_features(loads(text), tmp_path / "rows.csv", tmp_path / "features")
+    plain = loads(text.replace(", ranking: {kind: pairwise}", ""))
+    assert manifest["fingerprints"]["features"] != fingerprints(plain)["features"]
+    found = read(tmp_path / "features", "train")["key:request"].to_numpy()
+    runs = 1 + int((found[1:] != found[:-1]).sum())
+    assert runs == len(set(found)) > 50
+    order = [int(name[1:]) for name in found]
+    assert abs(np.corrcoef(order[:-5], order[5:])[0, 1]) < 0.3
+
+
+def test_what_was_learned_has_a_fingerprint(table, rows, tmp_path):
+    learned = table[1]["learned"]
+    made = {}
+    for name, changed in (
+        ("again", rows),
+        ("fewer", rows.iloc[:-30]),
+        ("renamed", rows.assign(colour=rows["colour"].replace("red", "crimson"))),
+    ):
+        changed.to_csv(tmp_path / f"{name}.csv", index=False)
+        manifest = run_features(loads(TABLE), tmp_path / f"{name}.csv", tmp_path / name)
+        made[name] = manifest["learned"]
+    assert made["again"] == learned
+    assert len({*made.values()}) == 3
 
 
 def test_a_second_run_is_the_same_and_replaces_only_features(table):
@@ -163,6 +203,68 @@ def test_the_world_spec_made_small(tmp_path):
     assert sum(manifest["rows"].values()) + counts["duplicates_removed"] == 3000
     assert counts["duplicates_removed"] > 0
     assert len(counts["day"]) == 10  # fewer rows, but of every day
+
+
+def kuairand_tables(folder):
+    """The files of KuaiRand-Pure with the columns that the shipped spec reads, drawn at random."""
+    rng = np.random.default_rng(3)
+    rows, users, videos = 900, 40, 60
+    at = pd.Timestamp("2022-05-02", tz="Asia/Shanghai") + pd.to_timedelta(
+        np.sort(rng.integers(0, 6 * 86_400_000, rows)), unit="ms"
+    )
+    click = rng.random(rows) < 0.4
+    log = pd.DataFrame(
+        {
+            "user_id": rng.integers(0, users, rows),
+            "video_id": rng.integers(0, videos, rows),
+            "date": at.strftime("%Y%m%d"),
+            "hourmin": at.hour * 100,
+            "time_ms": at.as_unit("ms").astype(np.int64),
+            "is_click": click.astype(int),
+            "long_view": (click & (rng.random(rows) < 0.6)).astype(int),
+            "duration_ms": rng.integers(3_000, 200_000, rows),
+            "tab": rng.integers(0, 5, rows),
+        }
+    )
+    counts = ("follow_user_num", "fans_user_num", "friend_user_num", "register_days")
+    user = pd.DataFrame(
+        {
+            "user_id": np.arange(users),
+            "user_active_degree": rng.choice(["full_active", "high_active"], users),
+            "is_live_streamer": rng.choice([-124, 0, 1], users),
+            "is_video_author": rng.integers(0, 2, users),
+            **{name: rng.integers(0, 900, users) for name in counts},
+            **{f"onehot_feat{n}": rng.integers(0, 4, users) for n in range(12)},
+        }
+    )
+    item = pd.DataFrame(
+        {
+            "video_id": np.arange(videos),
+            "author_id": rng.integers(0, 20, videos),
+            "video_type": rng.choice(["NORMAL", "AD"], videos),
+            "upload_type": rng.choice(["LongImport", "Kmovie"], videos),
+            "video_duration": rng.choice([87433.0, 218066.0, np.nan], videos),
+            "server_width": rng.choice([720.0, 1080.0], videos),
+            "server_height": rng.choice([1280.0, 1920.0], videos),
+            "music_id": rng.integers(0, 2**33, videos),
+            "music_type": rng.choice([9.0, 4.0, np.nan], videos),
+            "tag": rng.choice(["39", "12,39", None], videos),
+        }
+    )
+    folder.mkdir()
+    log.to_csv(folder / "log_standard_4_22_to_5_08_pure.csv", index=False)
+    user.to_csv(folder / "user_features_pure.csv", index=False)
+    item.to_csv(folder / "video_features_basic_pure.csv", index=False)
+    return log
+
+
+def test_the_kuairand_spec_on_drawn_tables(tmp_path):
+    spec = load(ROOT / "infra" / "specs" / "kuairand.yaml")
+    log = kuairand_tables(tmp_path / "logs")
+    manifest = run_features(spec, tmp_path / "logs", tmp_path / "features")
+    check_examples(spec, tmp_path / "features", manifest)
+    # The last day lies after the test day.
+    assert sum(manifest["rows"].values()) == (log["date"] <= "20220506").sum() < len(log)
 
 
 @pytest.mark.skipif(not KUAIRAND.exists(), reason="the real logs are not on this machine")

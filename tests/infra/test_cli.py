@@ -1,6 +1,7 @@
 """The command line: help, exit codes, machine-readable results, errors without tracebacks."""
 
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -20,21 +21,28 @@ def recsys(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
     script = (
-        "import sys\n"
+        "import json, sys\n"
+        "import typer\n"
         "from infra.cli import app\n"
         "from typer.testing import CliRunner\n"
         "result = CliRunner().invoke(app, ['--help'])\n"
+        "assert result.exit_code == 0, result.output\n"
         f"check = CliRunner().invoke(app, ['check', {str(SPEC)!r}])\n"
         "assert check.exit_code == 0, check.output\n"
-        "print(result.output)\n"
         "heavy = ['tensorflow', 'ray', 'apache_beam', 'pandas', 'fastapi', 'pyarrow', 'numpy']\n"
-        "print('HEAVY', [name for name in heavy if name in sys.modules])\n"
+        "loaded = [name for name in heavy if name in sys.modules]\n"
+        "commands = typer.main.get_command(app).commands\n"
+        "shown = [name for name in commands if f' {name} ' in result.output]\n"
+        "print(json.dumps([sorted(commands), sorted(shown), loaded]))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert "HEAVY []" in done.stdout, done.stdout + done.stderr
-    for command in ("simulate", "check", "features", "train", "evaluate", "publish", "convert",
-                    "serve", "rank", "run", "demo"):  # fmt: skip
-        assert command in done.stdout
+    assert done.returncode == 0, done.stderr
+    commands, shown, loaded = json.loads(done.stdout)
+    assert set(commands) == {
+        "simulate", "check", "spec", "features", "train", "evaluate", "publish", "convert",
+        "serve", "rank", "run", "demo",
+    }  # fmt: skip
+    assert shown == commands and loaded == []
 
 
 def test_no_command_shows_help() -> None:
@@ -94,15 +102,27 @@ def test_check_as_json_lists_faults(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_said(tmp_path: Path) -> None:
-    # A real limit on file size stands in for the disk; the system's own error is EFBIG there.
-    script = (
-        "import errno, sys\n"
-        "import infra.cli as cli\n"
-        "def full(): raise OSError(errno.ENOSPC, 'No space left on device', '/x/y')\n"
-        "cli.app = full\n"
-        "cli.main()\n"
+    # A limit on the size of files stands in for the disk: it holds for root too. Without -B,
+    # modules that were just compiled would be cut by it.
+    done = subprocess.run(
+        [sys.executable, "-B", "-m", "infra.cli", "simulate", tmp_path / "world"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 1
-    assert "No space left" in done.stderr and "/x/y" in done.stderr
+    assert "File too large" in done.stderr and str(tmp_path / "world") in done.stderr
     assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_result_that_finds_no_space_is_said() -> None:
+    with open("/dev/full", "w") as full:
+        # Unbuffered: the command itself meets the error, not the end of Python.
+        done = subprocess.run(
+            [sys.executable, "-u", "-m", "infra.cli", "check", str(SPEC), "--json"],
+            stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert "No space left" in done.stderr and "Traceback" not in done.stderr

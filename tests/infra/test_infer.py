@@ -159,6 +159,14 @@ def test_columns_that_names_do_not_tell_are_named(frame: pd.DataFrame, tmp_path:
         infer(path, **named, labels=["slot"])
 
 
+@pytest.mark.parametrize("name", ["shown, at", "on"])
+def test_a_time_keeps_whatever_name_it_has(frame: pd.DataFrame, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "t.csv"
+    frame.rename(columns={"ts": name}).to_csv(path, index=False)
+    time = loads(infer(path, time=name)).data.time
+    assert time is not None and (time.column, time.unit) == (name, "s")
+
+
 def test_columns_keep_whatever_names_they_have(frame: pd.DataFrame, tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     odd = ["class", "Class", "a b", "a_b", "72", "on", "it's: #1", "_hidden", "price_bucket"]

@@ -68,6 +68,13 @@ class TestUncertainty:
         np.testing.assert_allclose(balancer.log_variance, np.log([0.02, 1, 50]), atol=1e-4)
         assert logs["weight/c"] == pytest.approx(1 / 50, rel=1e-3)
 
+    def test_fixed_factors_count_on_top(self) -> None:
+        balancer = make_balancer("uncertainty", ["a", "b"], {"b": 10.0}, learning_rate=0.3)
+        for _ in range(60):
+            _, logs = constant(balancer, {"a": 0.5, "b": 0.5})
+        assert logs["weight/a"] == pytest.approx(2.0, rel=1e-3)
+        assert logs["weight/b"] == pytest.approx(20.0, rel=1e-3)
+
     def test_zero_and_infinite_losses_leave_it_alone(self) -> None:
         balancer = make_balancer("uncertainty", ["a", "b"])
         constant(balancer, {"a": 0.0, "b": math.inf})
@@ -85,16 +92,6 @@ class TestDynamicWeightAverage:
         expected = [a + b for a, b in steps[:4]] + [7 * w.sum()]
         np.testing.assert_allclose(gradients, expected, rtol=1e-6)
         np.testing.assert_allclose(balancer.weights, w, rtol=1e-6)
-
-    def test_windows_ended_by_the_caller(self) -> None:
-        balancer = make_balancer("dwa", ["a", "b"], window=None, temperature=1.0)
-        balancer.end_window()  # nothing in it
-        for losses in ((2.0, 1.0), (1.0, 1.0)):
-            for _ in range(3):
-                constant(balancer, dict(zip("ab", losses, strict=True)))
-            balancer.end_window()
-        e = np.exp([0.5, 1.0])
-        np.testing.assert_allclose(balancer.weights, 2 * e / e.sum(), rtol=1e-6)
 
     def test_a_window_without_loss_keeps_the_ratio_at_one(self) -> None:
         balancer = make_balancer("dwa", ["a", "b"], window=1)
@@ -134,6 +131,20 @@ class TestGradNorm:
             linear(balancer, {"a": [9.0, 0.0], "b": [0.0, 1.0]})
         # w_a 9 = w_b 1 with w_a + w_b = 2.
         np.testing.assert_allclose(balancer.weights, [0.2, 1.8], atol=0.1)
+
+    def test_fixed_factors_count_on_top(self) -> None:
+        balancer = make_balancer("gradnorm", ["a", "b"], {"a": 3.0}, alpha=0.0, learning_rate=0.02)
+        for _ in range(100):
+            _, logs = linear(balancer, {"a": [9.0, 0.0], "b": [0.0, 1.0]})
+        np.testing.assert_allclose(balancer.weights, [0.2, 1.8], atol=0.1)
+        assert logs["weight/a"] == pytest.approx(0.6, abs=0.3)
+
+    def test_a_task_without_weight_has_no_part(self) -> None:
+        balancer = make_balancer("gradnorm", ["a", "b", "c"], {"b": 0.0}, alpha=0.0)
+        for _ in range(100):
+            gradient, _ = linear(balancer, {"a": [9.0, 0.0], "b": [5.0, 5.0], "c": [0.0, 1.0]})
+        np.testing.assert_allclose(balancer.weights, [0.2, 1.0, 1.8], atol=0.1)
+        np.testing.assert_allclose(gradient, [1.8, 1.8], atol=0.9)
 
     def test_first_loss_is_the_first_above_zero(self) -> None:
         balancer = make_balancer("gradnorm", ["a", "b"])

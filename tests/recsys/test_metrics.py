@@ -128,14 +128,6 @@ class TestProbabilities:
         assert metrics.normalized_entropy(y, [0.5] * 4) == pytest.approx(expected)
         assert math.isnan(metrics.normalized_entropy([1, 1], [0.5, 0.5]))
 
-    @given(ranked())
-    @settings(max_examples=40, deadline=None)
-    def test_average_precision_equals_sklearn(self, data) -> None:
-        y, s, _ = data
-        expected = sk.average_precision_score(y, s)
-        assert metrics.average_precision(y, s) == pytest.approx(expected)
-        assert math.isnan(metrics.average_precision([0, 0], [0.1, 0.2]))
-
 
 class TestEce:
     def test_by_hand(self) -> None:

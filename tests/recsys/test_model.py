@@ -15,7 +15,7 @@ from recsys.network import Network
 from recsys.outputs import Outputs, probabilities
 from recsys.packing import Packing
 from recsys.spec import Spec, load, loads
-from recsys.spec.records import Bce, Focal, HistoryAttention, Mmoe, Ple, SharedBottom
+from recsys.spec.records import Balancing, Bce, Focal, HistoryAttention, Mmoe, Ple, SharedBottom
 
 pytestmark = pytest.mark.long
 
@@ -308,6 +308,50 @@ def test_position_counts_in_training_and_is_neutral_in_serving() -> None:
     np.testing.assert_array_equal(model.predict_logits(batch), model.predict_logits(other))
     trained = model.call(batch, training=True) - model.call(other, training=True)
     assert (np.sign(trained[:, 0]) == np.where(ids[:, place] == 1, 1, -1)).all()
+
+
+def test_a_history_of_hashed_items_tells_its_items_apart() -> None:
+    text = EVERY_ENCODING.replace(
+        "owner: item, encode: vocabulary, table: items",
+        "owner: item, encode: {kind: hash, buckets: 39, hashes: 2}, table: items",
+    )
+    assert text != EVERY_ENCODING
+    spec = loads(text)
+    model = build(spec, tables_of(spec))
+    batch = {name: tf.repeat(value[:1], 3, axis=0) for name, value in batch_of(spec).items()}
+    field = next(f for f in model.packing.ids if f.input.combiner == "history")
+    ids = batch["ids"].numpy().copy()
+    ids[:, field.start : field.start + field.length] = -1
+    # Ids as the feature job writes them: far beyond the rows of the table.
+    for row, past in enumerate(([1_234_567_890, 777_777], [99_999, 2_000_000_000], [-1, -1])):
+        ids[row, field.start : field.start + 2] = past
+    logits = model.predict_logits({**batch, "ids": tf.constant(ids)}).numpy()
+    assert np.abs(np.diff(logits[:, 0])).min() > 1e-7
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_a_step_reports_the_mean_loss_of_the_members(members: int) -> None:
+    spec = load(SPECS / "world.yaml").shrunk()
+    network = spec.model.model_copy(update={"members": members, "dropout": 0.0})
+    train = spec.train.model_copy(update={"balancing": Balancing(kind="uncertainty")})
+    spec = spec.model_copy(update={"model": network, "train": train})
+    model, batch = build(spec, tables_of(spec)), batch_of(spec)
+    expected = {name: float(value) for name, value in model.test_step(batch).items()}
+    found = model.train_step(batch)
+    for name, value in expected.items():
+        assert float(found[name]) == pytest.approx(value, rel=1e-4), name
+
+
+def test_regressions_alone_are_ranked_by_their_mean() -> None:
+    text = EVERY_ENCODING[: EVERY_ENCODING.index("tasks:")]
+    text += """tasks:
+- {name: a, label: {column: a}, loss: {kind: mse}}
+- {name: b, label: {column: b}, loss: {kind: mse}}
+"""
+    spec = loads(text)
+    logits = np.array([[1.0, 3.0], [0.0, -4.0]], np.float32)
+    np.testing.assert_allclose(probabilities(spec, logits)["score"], [2.0, -2.0])
+    np.testing.assert_allclose(Outputs(spec)(tf.constant(logits))["score"], [2.0, -2.0])
 
 
 def test_outputs_are_the_funnel_product_in_numpy_and_in_graph() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.raw import canonical, canonical_values
+from recsys.raw import MISSING_TEXTS, canonical, canonical_key, canonical_values
 from recsys.schema import RawColumn
 
 TEXT = RawColumn("x", "string", "item")
@@ -28,6 +28,10 @@ NUMBER = RawColumn("x", "float32", "item")
         (pa.array(["a", "b", "a"]).dictionary_encode(), ["a", "b", "a"]),
         (pa.chunked_array([pa.array([1]), pa.array([2])]), ["1", "2"]),
         (pa.nulls(2), ["", ""]),
+        (pa.array([0.1, 7.0, 1e-7, 1e20, None], pa.float32()), ["0.1", "7", "1e-07", "1e+20", ""]),
+        (pa.array(np.array([0.1, 7.0, 60000.0], np.float16)), ["0.1", "7", "60000"]),
+        (pa.array([b"7.0", None], pa.binary_view()), ["7", ""]),
+        (pa.array(["7.0", "NA", None], pa.string_view()), ["7", "NA", ""]),
         (pa.array(["7.0", "-7.0", "True", "FALSE", "7.05", "1.0.0", "tRue", "7.0\n"]),
          ["7", "-7", "1", "0", "7.05", "1.0.0", "tRue", "7.0\n"]),
     ],
@@ -57,6 +61,14 @@ def test_text_that_does_not_fit_is_bad() -> None:
         (pa.array(["True", " false", "yes"]), [1.0, 0.0, math.nan], [False, False, True]),
         (pa.array([[1.0], None]), [math.nan, math.nan], [True, False]),
         (pa.nulls(1), [math.nan], [False]),
+        (pa.array([2**53 + 1, -(2**63), None]), [2.0**53, -(2.0**63), math.nan], [False] * 3),
+        (pa.array([2**64 - 1], pa.uint64()), [2.0**64], [False]),
+        (pa.array([" 1.5", "NA", None], pa.string_view()), [1.5, math.nan, math.nan], [False] * 3),
+        (pa.array([b"1.5", b"\xff", None], pa.binary_view()), [1.5, math.nan, math.nan],
+         [False, True, False]),
+        (pa.array([b"1", b"x"], pa.large_binary()), [1.0, math.nan], [False, True]),
+        (pa.array([b"17", None], pa.binary(2)), [17.0, math.nan], [False, False]),
+        (pa.array([(1, 2, 3), None], pa.month_day_nano_interval()), [math.nan] * 2, [True, False]),
     ],
 )  # fmt: skip
 def test_numbers(values: pa.Array, expected: list[float], wrong: list[bool]) -> None:
@@ -64,6 +76,27 @@ def test_numbers(values: pa.Array, expected: list[float], wrong: list[bool]) -> 
     assert result.type == pa.float32()
     np.testing.assert_array_equal(result.to_numpy(), np.array(expected, np.float32))
     assert bad.tolist() == wrong
+
+
+def test_texts_for_a_missing_number_are_missing_in_files_and_requests() -> None:
+    texts = [*MISSING_TEXTS, " NA ", "\tnull"]
+    for result, bad in (canonical(pa.array(texts), NUMBER), canonical_values(texts, NUMBER)):
+        assert np.isnan(np.asarray(result)).all() and not bad.any()
+    # They are values of ids and categories.
+    assert canonical(pa.array(texts), TEXT)[0].to_pylist() == texts
+
+
+@given(
+    st.one_of(
+        st.integers(-(2**63), 2**64 - 1),
+        st.floats(allow_nan=False, allow_infinity=False),
+        st.from_regex(r"-?[0-9]{1,20}(\.0)?", fullmatch=True),
+        st.sampled_from(["true", "FALSE", "tRue", "7.0\n", "a.0", "1.0.0", ".0", "7.00"]),
+        st.text(min_size=1),
+    )
+)
+def test_one_id_is_written_as_a_column_of_ids(value: str | int | float) -> None:
+    assert canonical_key(value) == canonical_values([value], TEXT)[0][0]
 
 
 @given(st.lists(st.one_of(st.booleans(), st.integers(-(10**9), 10**9)), min_size=1, max_size=99))

@@ -49,7 +49,7 @@ def test_model_inputs_follow_the_encodings() -> None:
     assert inputs["price"] == ModelInput("price", "number", 1, None)
     assert inputs["price_bucket"] == ModelInput("price_bucket", "id", 1, "price_bucket")
     assert inputs["curve"] == ModelInput("curve", "numbers", 5, None)
-    assert inputs["past"] == ModelInput("past", "ids", 7, "item", "history")
+    assert inputs["past"] == ModelInput("past", "ids", 7, "item", "history", 0, 2)
     assert inputs["rate"] == ModelInput("rate", "number", 1, None)
 
 

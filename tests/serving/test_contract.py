@@ -74,6 +74,25 @@ def test_a_candidate_that_comes_twice_is_ranked_once_with_its_first_features(
     assert request.items["price"][1].tolist() == [1.0]
 
 
+def test_an_id_is_looked_up_alike_however_it_is_written(contract: Contract) -> None:
+    for identity in (b"124", b"124.0", b'"124"', b'"124.0"', b"1.24e2"):
+        body = b'{"user": {"id": %s}, "candidates": [7.0, {"id": "8.0"}, "9.0", "7", "a.0"]}'
+        request = contract.parse(body % identity)
+        assert request.user_key == "124"
+        assert request.keys == ["7", "8", "9", "a.0"] and request.duplicates == 1
+        assert request.ids == [7.0, "8.0", "9.0", "a.0"]  # the answer's, as the caller wrote them
+    request = contract.parse(b'{"user": {"id": "u"}, "candidates": ["True", 7.0, "9.0"]}')
+    assert request.keys == ["1", "7", "9"] and request.ids == ["True", 7.0, "9.0"]
+
+
+def test_numbers_of_any_size_are_taken(contract: Contract) -> None:
+    values = {"price": 2**53 + 1}, {"price": 2**64 - 1}, {"price": "NA"}, {"price": "?"}
+    candidates = [{"id": place, "features": given} for place, given in enumerate(values)]
+    request = contract.parse(orjson.dumps({**GOOD, "candidates": candidates}))
+    found = request.items["price"][1].tolist()
+    assert found[:2] == [2.0**53, 2.0**64] and all(map(math.isnan, found[2:]))
+
+
 def test_null_and_nan_are_missing(contract: Contract) -> None:
     request = contract.parse(
         b'{"user": {"features": {"activity": NaN, "country": null}}, "candidates": '

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from recsys.errors import UserError
-from recsys.spec import Spec, fingerprints, loads
+from recsys.spec import Spec, fingerprints
 from serving.engine import running
 from serving.live import Live
 from serving.metrics import Metrics
@@ -215,9 +215,3 @@ def test_other_features_wait_for_their_model(
     live.poll()
     assert live.current.version == 3
     assert live.current.store.fingerprint == fingerprints(spec)["features"]
-
-
-def test_specs_of_the_fixtures_round_trip(spec: Spec) -> None:
-    from recsys.spec import dumps
-
-    assert fingerprints(loads(dumps(spec))) == fingerprints(spec)

@@ -132,37 +132,47 @@ def test_no_trees_where_all_labels_are_alike(tmp_path: Path) -> None:
     assert trained["weights_of_kinds"]["conversion"] == [1.0, 0.0]
 
 
-def test_a_head_after_a_click_learns_from_clicks_alone(
-    features: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[Any] = []
+def test_a_head_after_a_click_learns_from_clicks_alone() -> None:
+    labels = np.array([[0, 0], [1, 0], [1, 1], [1, np.nan], [np.nan, 1]])
+    spec = small_spec()
+    assert boosting.told(spec, 0, labels).tolist() == [True, True, True, True, False]
+    assert boosting.told(spec, 1, labels).tolist() == [False, True, True, False, False]
+    # A joint head answers for all rows, also for those that nobody clicked.
+    click, conversion = spec.tasks
+    joint = (click, conversion.model_copy(update={"space": "joint"}))
+    spec = spec.model_copy(update={"tasks": joint})
+    assert boosting.told(spec, 1, labels).tolist() == [True, True, True, False, True]
 
-    def note(trees: Trees, seed: int, regression: bool, train: Any, validation: Any) -> Any:
-        seen.append((train, validation))
-        return boosting.Forest.empty(trees.leaves)
 
-    monkeypatch.setattr(boosting, "_boost", note)
+def test_unclicked_rows_tell_trees_of_a_conversion_nothing(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     spec = with_trees()
-    validation = validation_of(spec, features)
-    rows = load_rows(spec, open_split(spec, features, "train"))
-    fit_trees(spec, features, validation)
-    (click, _), (conversion, checked) = seen
-    clicked = rows.labels[:, 0] == 1
-    np.testing.assert_array_equal(click[1], rows.labels[:, 0])
-    np.testing.assert_array_equal(conversion[1], rows.labels[clicked, 1])
-    assert len(checked[1]) == (validation.labels[:, 0] == 1).sum()
+    features = make_features(tmp_path / "features", spec)
+    before = fit_trees(spec, features, validation_of(spec, features))
+    for path in (features / "examples").rglob("*.parquet"):
+        table = pq.read_table(path)
+        click, bought = (table[f"label:{n}"].to_numpy() for n in ("click", "conversion"))
+        noise = np.where(click == 1, bought, np.arange(len(table)) % 2).astype(np.float32)
+        at = table.column_names.index("label:conversion")
+        pq.write_table(table.set_column(at, "label:conversion", pa.array(noise)), path)
+    after = fit_trees(spec, features, validation_of(spec, features))
+    assert before[1].trees > 0
+    for name, value in vars(before[1]).items():
+        np.testing.assert_array_equal(value, getattr(after[1], name))
 
-    # No more than `rows` of them, the same every time.
-    seen.clear()
-    fit_trees(with_trees(rows=300), features, validation)
-    fit_trees(with_trees(rows=300), features, validation)
-    assert len(seen[0][0][1]) == len(seen[0][1][1]) == 300
-    np.testing.assert_array_equal(seen[0][0][0], seen[2][0][0])
 
-    # Negatives that stand for others weigh as much as these.
-    seen.clear()
-    fit_trees(with_trees(small_spec(negative_sampling=0.5)), features, validation)
-    (_, labels, weights), _ = seen[0]
+def test_no_more_rows_than_the_spec_allows(features: Path) -> None:
+    few = with_trees(rows=300)
+    first, again = (boosting._training(few, features, refit=False) for _ in range(2))
+    assert len(first.rows) == len(first.x) == 300
+    np.testing.assert_array_equal(first.x, again.x)
+
+
+def test_negatives_that_stand_for_others_weigh_as_much(features: Path) -> None:
+    spec = with_trees(small_spec(negative_sampling=0.5))
+    _, labels, weights = boosting._training(spec, features, refit=False).of_task(spec, 0)
     assert set(weights[labels == 0]) == {2.0} and set(weights[labels == 1]) == {1.0}
 
 

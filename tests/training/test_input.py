@@ -164,6 +164,21 @@ def test_nulls_are_refused(features: Path, tmp_path: Path) -> None:
         load_rows(spec, open_split(spec, tmp_path / "features", "train"))
 
 
+@pytest.mark.parametrize(
+    ("column", "nulls"),
+    [
+        (pa.array([1.0, None, 2.0]), 1),
+        (pa.array([[1, 2], [None, None], [3, None]], pa.list_(pa.int32(), 2)), 3),
+        (pa.array([[1, 2], None, [3, None]], pa.list_(pa.int32(), 2)), 2),
+    ],
+    ids=["numbers", "inside lists", "lists"],
+)
+def test_nulls_are_counted(column: pa.Array, nulls: int) -> None:
+    with pytest.raises(UserError, match="Column `c`") as error:
+        to_numpy(pa.table({"c": column}), "c")
+    assert error.value.found == f"{nulls} nulls"
+
+
 def test_a_split_without_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no examples"):
         open_split(small_spec(), tmp_path, "test")

@@ -15,6 +15,7 @@ from two_workers import fit_in_processes
 
 from recsys.errors import UserError
 from recsys.model import build
+from recsys.spec.records import Balancing
 from training.checkpoints import Store
 from training.loop import Job, fit
 
@@ -172,6 +173,19 @@ def test_early_stopping_keeps_the_best(features: Path, tmp_path: Path) -> None:
 def test_most_steps(features: Path, tmp_path: Path) -> None:
     fit(Job(small_spec(max_steps=7), features, tmp_path))
     assert [record["step"] for record in history(tmp_path)] == [7]
+
+
+def test_steps_that_the_loss_scale_skips_do_not_stop_the_run(
+    features: Path, tmp_path: Path
+) -> None:
+    # So heavy a task overflows float16 until the scale has come down.
+    spec = small_spec(precision="mixed_float16", balancing=Balancing(kind="gradnorm"), max_steps=25)
+    click = spec.tasks[0].model_copy(update={"weight": 1e5})
+    spec = spec.model_copy(update={"tasks": (click, *spec.tasks[1:])})
+    model, position = fit(Job(spec, features, tmp_path))
+    assert position.step == 25
+    scale = next(v for v in model.variables if v.name.startswith("scale"))
+    assert float(scale) < 2.0**12
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(features: Path, tmp_path: Path) -> None:

@@ -162,6 +162,54 @@ def test_an_unfinished_run_is_resumed_only_when_asked(features: Path, tmp_path: 
     assert manifest["trained"]["steps"] == 5
 
 
+def _with_manifest(folder: Path, **changes: Any) -> Path:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return folder
+
+
+def test_features_with_other_ids_are_refused(features: Path, run: Path, tmp_path: Path) -> None:
+    mine = _with_manifest(Path(shutil.copytree(run, tmp_path / "run")), learned="mine")
+    other = _with_manifest(Path(shutil.copytree(features, tmp_path / "other")), learned="other")
+    for ask in (
+        lambda: training.evaluate(mine, features=other),
+        lambda: training.train(small_spec(), other, mine, resume=True),
+    ):
+        with pytest.raises(UserError, match="built anew") as error:
+            ask()
+        assert error.value.expected == "learned mine" and error.value.found == "learned other"
+    # A champion that knows other ids cannot read the examples either.
+    same = _with_manifest(Path(shutil.copytree(features, tmp_path / "same")), learned="mine")
+    champion = _twin(mine, tmp_path, "champion", learned="before")
+    with pytest.raises(UserError, match="built anew"):
+        training.evaluate(mine, features=same, champion=champion)
+
+    class InterruptionError(Exception):
+        pass
+
+    def stop(stage: str, *_: object) -> None:
+        if stage == "read":
+            raise InterruptionError
+
+    with pytest.raises(InterruptionError):
+        training.train(small_spec(), other, tmp_path / "begun", progress=stop)
+    again = _with_manifest(other, learned="third")
+    with pytest.raises(UserError, match="built anew"):
+        training.train(small_spec(), again, tmp_path / "begun", resume=True)
+
+
+def test_a_champion_with_other_ids_counts_as_it_was_published(
+    run: Path, tested: dict[str, Any], tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    assert isinstance(training.publish(_twin(run, tmp_path, "old", learned="old"), models), Promote)
+    _with_manifest(models / "1", metrics={**tested, "tasks": {"click": {"auc": 0.123}}})
+    decision = training.publish(_twin(run, tmp_path, "new", learned="new"), models)
+    assert isinstance(decision, Promote)
+    assert decision.notes[0].endswith("the champion's 0.1230")
+    assert "own test rows" in decision.notes[1] and "built anew" in decision.notes[1]
+
+
 def _twin(run: Path, to: Path, name: str, **changes: Any) -> Path:
     """A copy of a run as if it were another one."""
     shutil.copytree(run, to / name)

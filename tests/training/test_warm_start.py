@@ -18,6 +18,7 @@ from recsys.errors import UserError
 from recsys.model import build
 from recsys.optimizers import create_slots, parts
 from recsys.spec import Spec, dumps
+from recsys.spec.records import SquaredError
 from training.checkpoints import Position, Store
 from training.input import load_rows, open_split
 from training.scoring import score_rows, validate
@@ -248,6 +249,21 @@ def test_runs_of_another_shape_are_refused_by_name(
     assert error.value.expected == "tasks.conversion.given null"
     with pytest.raises(UserError, match="no run folder"):
         check_source(spec, tmp_path / "nowhere")
+
+
+def test_a_number_and_its_logarithm_are_of_another_shape(old_run: Path, tmp_path: Path) -> None:
+    spec = small_spec()
+    copy = tmp_path / "run"
+    shutil.copytree(old_run, copy)
+
+    def watched(log: bool) -> Spec:
+        task = spec.tasks[1].model_copy(update={"given": None, "loss": SquaredError(log=log)})
+        return spec.model_copy(update={"tasks": (spec.tasks[0], task)})
+
+    (copy / "spec.yaml").write_text(dumps(watched(False)))
+    with pytest.raises(UserError, match="another shape") as error:
+        check_source(watched(True), copy)
+    assert error.value.expected == "tasks.conversion.loss.log true"
 
 
 def test_settings_of_training_and_of_vocabularies_may_differ(old_run: Path) -> None:

@@ -166,9 +166,7 @@ def measure_input(folder: Path, options: argparse.Namespace) -> dict[str, float]
     return {name: float(np.median([r[name] for r in rounds])) for name in rounds[0]}
 
 
-def measure_scaling(
-    folders: dict[int, Path], options: argparse.Namespace, console: Console
-) -> list[dict[str, Any]]:
+def measure_scaling(folders: dict[int, Path], options: argparse.Namespace) -> list[dict[str, Any]]:
     """Our step at the smallest and the largest tables, by turns, and its memory."""
     sizes = [min(folders), max(folders)]
     field_ = [start("ours", rows, folders[rows], options) for rows in sizes]
@@ -217,7 +215,7 @@ def main() -> None:
             show(*sections[-1], console)
         ours = [row[1] for _, _, table in sections for row in table if row[0] == "ours"]
         if options.table_scaling and len(sizes) > 1:
-            found = measure_scaling(folders, options, console)
+            found = measure_scaling(folders, options)
             sections.append(("Table size and memory, ours", *report.scaling_rows(found)))
             show(*sections[-1], console)
         if options.input:

@@ -12,7 +12,6 @@ from recsys.losses import (
     binary_cross_entropy,
     focal_from_log_probs,
     focal_loss,
-    log1mexp,
     log_sigmoid,
 )
 
@@ -116,25 +115,6 @@ def test_log_probs_give_the_same_as_the_logit() -> None:
     y = tf.constant([1.0, 0.0, 1.0, 0.0])
     same = focal_from_log_probs(y, log_sigmoid(x), log_sigmoid(-x), 0.3, 1.5)
     np.testing.assert_allclose(same, focal_loss(y, x, 0.3, 1.5), rtol=1e-6)
-
-
-def test_log1mexp_at_both_ends() -> None:
-    log_p = tf.constant([-1e-20, -1e-8, -0.5, -math.log(2), -1.0, -50.0, -1e4], tf.float64)
-    with tf.GradientTape() as tape:
-        tape.watch(log_p)
-        value = log1mexp(log_p)
-    expected = [
-        math.log(-math.expm1(v)) if v > -1 else math.log1p(-math.exp(v)) for v in log_p.numpy()
-    ]
-    np.testing.assert_allclose(value, expected, rtol=1e-12)
-    gradient = tape.gradient(value, log_p)
-    expected = [math.exp(v) / math.expm1(v) for v in log_p.numpy()]
-    np.testing.assert_allclose(gradient, expected, rtol=1e-12)
-    zero = tf.constant([0.0])
-    with tf.GradientTape() as tape:
-        tape.watch(zero)
-        value = log1mexp(zero)
-    assert np.isfinite(value).all() and np.isfinite(tape.gradient(value, zero)).all()
 
 
 class TestKerasLoss:

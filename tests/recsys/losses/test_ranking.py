@@ -16,8 +16,8 @@ def loop_pairwise(y, x, g, w) -> float:
     for i in range(len(y)):
         for j in range(len(y)):
             if g[i] == g[j] and y[i] > y[j]:
-                total += w[i] * math.log1p(math.exp(x[j] - x[i]))
-                weight += w[i]
+                total += w[i] * w[j] * math.log1p(math.exp(x[j] - x[i]))
+                weight += w[i] * w[j]
     return total / weight if weight else 0.0
 
 
@@ -28,7 +28,7 @@ def loop_listwise(y, x, g, w) -> float:
         if len(rows) < 2 or y[rows].sum() == 0:
             continue
         target = w[rows] * y[rows] / y[rows].sum()
-        log_softmax = x[rows] - np.log(np.exp(x[rows]).sum())
+        log_softmax = x[rows] - np.log((w[rows] * np.exp(x[rows])).sum())
         total -= target @ log_softmax
         weight += target.sum()
     return total / weight if weight else 0.0
@@ -111,6 +111,15 @@ def test_gradient_equals_numeric_differences(loss) -> None:
     x = tf.constant([0.2, -1.0, 2.0, 0.1, 0.5, 4.0], tf.float64)
     theory, numeric = tf.test.compute_gradient(lambda v: loss(y, v, g), [x])
     np.testing.assert_allclose(theory[0], numeric[0], atol=1e-7)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_weight_is_a_number_of_rows(loss) -> None:
+    """A positive and three negatives alike are a positive and one negative of weight three."""
+    x, y = tf.constant([0.5, -0.2, -0.2, -0.2]), tf.constant([1, 0, 0, 0])
+    each = loss(y, x, tf.zeros([4], tf.int64))
+    thinned = loss(y[:2], x[:2], tf.zeros([2], tf.int64), tf.constant([1.0, 3.0]))
+    np.testing.assert_allclose(thinned, each, rtol=1e-6)
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -104,6 +104,18 @@ def test_a_name_that_dangles_since_its_record_is_faulty_is_no_second_fault() -> 
         (("  impressions: log.csv", "  actions: {click: {path: clicks}}\n  impressions: a.csv"),
          "actions", "time column"),
         (("encode: vocabulary}", "encode: vocabulary, separator: ';'}"), "separator", "max_length"),
+        (("name: click", "name: score"), "tasks[score].name", "twice: for task 'score' and for"),
+        (("name: click, label: {column: clicked}}", "name: click, label: {column: clicked}}\n"
+          "- {name: buy_given_click, label: {column: other}}"), "tasks[buy].name", "twice"),
+        (("bought}", "bought}, loss: {kind: mse}, ranking: {kind: listwise}"), "ranking",
+         "at least 0"),
+        (("encode: {kind: quantiles, buckets: 5}", "table: item, encode: {kind: quantiles}"),
+         "features[price].encode", "share table 'item' must be encoded alike"),
+        (("quantiles, buckets: 5}", "piecewise}, dim: 8"), "dim", "no embedding table"),
+        (("quantiles, buckets: 5}", "counter, by: [item]}, column: x"), "column", "is computed"),
+        (("name: shop", "name: shop\nmodel: {interactions: [fm, fm]}"), "interactions", "2 times"),
+        (("name: shop", "name: shop\nmodel: {shared: []}"), "shared", "at least 1 item"),
+        (("name: shop", "name: shop\ntrain: {seed: -1}"), "seed", "greater than or equal to 0"),
     ],
 )  # fmt: skip
 def test_each_fault_is_named(change: tuple[str, str], where: str, message: str) -> None:
