@@ -198,13 +198,16 @@ def test_features_with_other_ids_are_refused(features: Path, run: Path, tmp_path
         training.train(small_spec(), again, tmp_path / "begun", resume=True)
 
 
-def test_a_champion_with_other_ids_counts_as_it_was_published(
-    run: Path, tested: dict[str, Any], tmp_path: Path
+def test_a_champion_that_cannot_read_the_rows_counts_as_it_was_published(
+    features: Path, run: Path, tested: dict[str, Any], tmp_path: Path
 ) -> None:
     models = tmp_path / "models"
     assert isinstance(training.publish(_twin(run, tmp_path, "old", learned="old"), models), Promote)
     _with_manifest(models / "1", metrics={**tested, "tasks": {"click": {"auc": 0.123}}})
-    decision = training.publish(_twin(run, tmp_path, "new", learned="new"), models)
+    # Made by hand, these features have no raw columns beside the examples.
+    anew = _with_manifest(Path(shutil.copytree(features, tmp_path / "anew")), learned="new")
+    new = _twin(run, tmp_path, "new", learned="new", features_folder=str(anew))
+    decision = training.publish(new, models)
     assert isinstance(decision, Promote)
     assert decision.notes[0].endswith("the champion's 0.1230")
     assert "own test rows" in decision.notes[1] and "built anew" in decision.notes[1]
