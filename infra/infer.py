@@ -157,7 +157,8 @@ def infer(
     when, time_notes = _time(whole, table, free, dates, time, keys, path)
     taken |= {when.name} if when else set()
 
-    known = {c.name: label(table, c) for c in {*label_columns, *label_like} if c.binary}
+    told = [c for c in columns if c.binary and (c in label_columns or c in label_like)]
+    known = {c.name: label(table, c) for c in told}
     tasks = _tasks({c.name: known[c.name] for c in label_columns})
     judged = truths(known, dict(_tasks(known)))
     names = Names(table.column_names, LONGEST_NAME)
