@@ -13,6 +13,7 @@ from make_features import make_columns, small_spec
 
 from recsys.errors import UserError
 from recsys.packing import Packing
+from recsys.spec.records import SquaredError
 from training.input import (
     chunks,
     dataset,
@@ -93,6 +94,21 @@ def test_batches_can_be_entered_anywhere(features: Path) -> None:
     assert len(tail) == 7
     for left, right in zip(whole[13:20], tail, strict=True):
         np.testing.assert_array_equal(left["ids"], right["ids"])
+
+
+def test_a_regression_makes_no_row_a_positive(features: Path) -> None:
+    spec = small_spec(negative_sampling=0.5)
+    split = open_split(spec, features, "train")
+    kept = kept_rows(spec, split)
+    # Clicks as a number to be learned: conversions alone are positives then.
+    watched = spec.tasks[0].model_copy(update={"loss": SquaredError()})
+    alone = spec.tasks[1].model_copy(update={"given": None})
+    other = kept_rows(spec.model_copy(update={"tasks": (watched, alone)}), split)
+    assert kept is not None and other is not None
+    labels = load_rows(small_spec(), split).labels
+    assert (labels[:, 1] > 0).sum() < len(other) < len(kept)
+    assert set(np.flatnonzero(labels[:, 1] > 0)) <= set(other.tolist())
+    assert not set(np.flatnonzero(labels[:, 0] > 0)) <= set(other.tolist())
 
 
 def test_thinned_negatives_weigh_what_they_stand_for(features: Path) -> None:

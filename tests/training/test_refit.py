@@ -84,6 +84,9 @@ def test_what_validation_told_is_told_by_rows_that_training_lacked(
     assert len(read_json(run / "history.json")) == 2
     with pytest.raises(UserError, match="trained anew on the validation rows"):
         training.evaluate(run, "validation")
+    # Nor may it be a champion there.
+    with pytest.raises(UserError, match="trained anew on the validation rows"):
+        training.evaluate(tmp_path / "plain", "validation", champion=run)
     assert read_json(run / "metrics-validation.json") == told
     trained = read_manifest(run, "run")["trained"]
     assert trained["refit_epochs"] == 1 + trained["best_epoch"]
