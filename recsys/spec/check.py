@@ -206,6 +206,8 @@ def _answers(spec: Spec) -> Iterator[Finding]:
 
 def _data(spec: Spec) -> Iterator[Finding]:
     data, split = spec.data, spec.data.split
+    if data.impressions.time is not None:
+        yield ("data", "impressions", "time"), "the impressions' time is data.time", ""
     if isinstance(split, FractionSplit):
         if split.validation + split.test >= 1.0:
             yield ("data", "split"), "validation and test leave no rows to train on", ""

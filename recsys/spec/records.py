@@ -59,7 +59,7 @@ class Log(Record):
     time: TimeColumn | None = Field(
         default=None,
         description=(
-            "When its events happened; required of action logs, and not used for the impressions, "
+            "When its events happened; required of action logs, and refused for the impressions, "
             "which have `data.time`."
         ),
     )

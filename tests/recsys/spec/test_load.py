@@ -104,6 +104,9 @@ def test_a_name_that_dangles_since_its_record_is_faulty_is_no_second_fault() -> 
         (("  impressions: log.csv", "  actions: {click: {path: clicks}}\n  impressions: a.csv"),
          "actions", "time column"),
         (("encode: vocabulary}", "encode: vocabulary, separator: ';'}"), "separator", "max_length"),
+        (("impressions: log.csv", "impressions: {path: log.csv, time: {column: ts}}"),
+         "impressions.time",
+         "is data.time"),
         (("name: click", "name: score"), "tasks[score].name", "twice: for task 'score' and for"),
         (("name: click, label: {column: clicked}}", "name: click, label: {column: clicked}}\n"
           "- {name: buy_given_click, label: {column: other}}"), "tasks[buy].name", "twice"),
