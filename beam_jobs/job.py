@@ -164,7 +164,7 @@ class _Job:
             for split in SPLITS
         }
         judge.require_rows(
-            {name: found["rows"] for name, found in splits.items()}, counts, self.spec
+            {name: found["rows"] for name, found in splits.items()}, counts, self.spec, self.joined
         )
         return {"counts": counts, "splits": splits}
 

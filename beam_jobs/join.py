@@ -13,26 +13,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from beam_jobs.plan import (
-    DAY,
-    IMPRESSION,
-    REQUEST,
-    ROW,
-    TABLE_KEY,
-    TIME,
-    Owner,
-    Plan,
-    known,
-    raw,
-)
+from beam_jobs.plan import DAY, IMPRESSION, ROW, TABLE_KEY, TIME, Owner, Plan, known, raw
 from beam_jobs.validate import DEAD_LETTER, MS_PER_DAY, dead_letters
 from recsys.schema import label_column
-from recsys.spec.records import ActionLabel, FractionSplit
+from recsys.spec.records import ActionLabel
 
 Counts = dict[str, int]
-A_REQUEST, MANY_REQUESTS = "request.", "many_requests"
-"""Names of counts: of the rows of one request, and of shards with too many of them to name."""
-MOST_NAMED = 100
 
 
 @dataclass(frozen=True)
@@ -137,17 +123,7 @@ def attribute(shown: pa.Table, actions: dict[str, pa.Table], plan: Plan) -> Join
     if TIME in shown.column_names and DAY not in shown.column_names:
         days = np.floor_divide(time, MS_PER_DAY).astype(np.int32)
         shown = shown.append_column(DAY, pa.array(days))
-    return Joined(shown, counts=counts | _requests(shown, plan))
-
-
-def _requests(shown: pa.Table, plan: Plan) -> Counts:
-    """The requests by which a split divides, where they may be too few for it."""
-    if not isinstance(plan.spec.data.split, FractionSplit) or REQUEST not in shown.column_names:
-        return {}
-    found = pc.value_counts(shown[REQUEST])
-    if len(found) > MOST_NAMED:
-        return {MANY_REQUESTS: 1}
-    return {A_REQUEST + each["values"]: each["counts"] for each in found.to_pylist()}
+    return Joined(shown, counts=counts)
 
 
 def _follows(

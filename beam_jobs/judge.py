@@ -8,14 +8,16 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from beam_jobs.join import A_REQUEST, MANY_REQUESTS
-from beam_jobs.plan import Plan
+from beam_jobs.plan import REQUEST, Plan
+from beam_jobs.sinks import read_arrow
 from beam_jobs.steps import REASON
 from beam_jobs.validate import OF_LOGARITHM
 from recsys.errors import UserError
 from recsys.spec.records import Spec, TimeSplit
 
 _SHOWN = 3
+_FEW_REQUESTS = 100
+"""Requests up to which a split without rows is their fault, more likely than chance."""
 
 
 def require_good_records(counts: dict[str, int], plan: Plan, dead_letter: Path) -> None:
@@ -62,8 +64,14 @@ def _short(text: str) -> str:
     return text if len(text) <= 160 else text[:157] + "..."
 
 
-def require_rows(rows: dict[str, int], counts: dict[str, int], spec: Spec) -> None:
+def require_rows(rows: dict[str, int], counts: dict[str, int], spec: Spec, joined: Path) -> None:
     """Refuse a split without rows.
+
+    Args:
+        rows: Rows by split.
+        counts: What the first pipeline counted.
+        spec: The spec.
+        joined: Where that pipeline wrote the joined rows.
 
     Raises:
         UserError: Names each split's rows, and the days that were found.
@@ -85,8 +93,8 @@ def require_rows(rows: dict[str, int], counts: dict[str, int], spec: Spec) -> No
         fix = "Move the days of data.split into the range that was found."
     else:
         expected, fix = "rows in each split", "Give more rows, or larger fractions in data.split."
-        requests = sum(name.startswith(A_REQUEST) for name in counts)
-        if requests and MANY_REQUESTS not in counts:
+        requests = len(_requests(joined)) if spec.data.keys.request else 0
+        if 0 < requests <= _FEW_REQUESTS:
             fix = (
                 f"The split keeps the rows of a request together, and data.keys.request "
                 f"({spec.data.keys.request}) has {requests} distinct "
@@ -102,6 +110,13 @@ def require_rows(rows: dict[str, int], counts: dict[str, int], spec: Spec) -> No
     )
 
 
+def _requests(joined: Path) -> set[str]:
+    found: set[str] = set()
+    for path in joined.rglob("*.arrow"):
+        found.update(read_arrow(str(path))[REQUEST].unique().to_pylist())
+    return found
+
+
 def tidy(counts: dict[str, int]) -> dict[str, Any]:
     """The counts as the manifest has them: groups by the name before the dot.
 
@@ -112,8 +127,6 @@ def tidy(counts: dict[str, int]) -> dict[str, Any]:
     tidied: dict[str, Any] = {}
     for name, count in sorted(counts.items()):
         group, _, rest = name.partition(".")
-        if name.startswith(A_REQUEST) or name == MANY_REQUESTS:
-            continue
         if group == "bad":
             reasons = tidied.setdefault("bad_records", {})
             reason = rest.split(REASON)[1]

@@ -44,6 +44,17 @@ class File:
         """Whether the file is delimited text."""
         return self.path.lower().endswith(CSV)
 
+    @property
+    def delimiter(self) -> str:
+        """What stands between the columns of delimited text."""
+        return "\t" if ".tsv" in Path(self.path).name.lower() else ","
+
+    def open(self) -> pa.NativeFile:
+        """The file's bytes, unpacked."""
+        # Arrow itself knows compression by small letters only.
+        packed = "gzip" if self.path.lower().endswith(".gz") else None
+        return pa.input_stream(self.path, compression=packed)
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -173,16 +184,7 @@ def check(files: list[File], source: Source) -> None:
             )
         missing = [column for column in source.columns if column not in header]
         if missing:
-            other = _other_delimiter(file)
-            if other:
-                raise UserError(
-                    "The columns of a file are divided otherwise than its name says.",
-                    where=file.path,
-                    expected=f"columns separated by {_DELIMITERS[_delimiter(file)]}",
-                    found=f"one column, {header[0]!r}, separated by {_DELIMITERS[other]}",
-                    fix=f"Write it with {_DELIMITERS[_delimiter(file)]} between columns"
-                    + (", or name it .tsv." if other == "\t" else "."),
-                )
+            check_delimiter(file)
             near = difflib.get_close_matches(missing[0], header, n=3)
             raise UserError(
                 f"The {source.name} lack{'s' * source.name.endswith('table')} "
@@ -212,30 +214,34 @@ def _header(file: File) -> list[str]:
     try:
         if not file.is_csv:
             return list(pq.read_schema(file.path).names)
-        with _open(file) as stream:
+        with file.open() as stream:
             text = io.TextIOWrapper(stream, "utf-8-sig", errors="replace", newline="")
-            return next(csv.reader(text, delimiter=_delimiter(file)), [])
+            return next(csv.reader(text, delimiter=file.delimiter), [])
     except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
         raise damaged(file, error) from None
 
 
-def _open(file: File) -> pa.NativeFile:
-    # Arrow itself knows compression by small letters only.
-    packed = "gzip" if file.path.lower().endswith(".gz") else None
-    return pa.input_stream(file.path, compression=packed)
+def check_delimiter(file: File) -> None:
+    """Refuse delimited text whose columns another delimiter than its own seems to divide.
 
-
-def _delimiter(file: File) -> str:
-    return "\t" if ".tsv" in Path(file.path).name.lower() else ","
-
-
-def _other_delimiter(file: File) -> str:
-    """What seems to divide the columns of a CSV file in place of its delimiter, or ''."""
+    Raises:
+        UserError: The header is one column, with the other delimiter in it.
+    """
     header = _header(file) if file.is_csv else []
     if len(header) != 1:
-        return ""
-    found = [mark for mark in _DELIMITERS if mark != _delimiter(file) and mark in header[0]]
-    return max(found, key=header[0].count, default="")
+        return
+    own = _DELIMITERS[file.delimiter]
+    found = [mark for mark in _DELIMITERS if mark != file.delimiter and mark in header[0]]
+    if found:
+        other = max(found, key=header[0].count)
+        raise UserError(
+            "The columns of a file are divided otherwise than its name says.",
+            where=file.path,
+            expected=f"columns separated by {own}",
+            found=f"one column, {header[0][:100]!r}, separated by {_DELIMITERS[other]}",
+            fix=f"Write it with {own} between columns"
+            + (", or name it .tsv." if other == "\t" else "."),
+        )
 
 
 def tasks(files: list[File], source: Source, max_rows: int | None = None) -> list[ReadTask]:
@@ -315,12 +321,12 @@ def _csv_blocks(file: File, columns: list[str], ragged: list[str]) -> Iterator[p
         ragged.append(f"{row.actual_columns} fields in place of {row.expected_columns}: {row.text}")
         return "skip"
 
-    with _open(file) as stream:
+    with file.open() as stream:
         reader = pa_csv.open_csv(
             stream,
             read_options=pa_csv.ReadOptions(block_size=BYTES_PER_BLOCK, use_threads=False),
             parse_options=pa_csv.ParseOptions(
-                delimiter=_delimiter(file), newlines_in_values=True, invalid_row_handler=keep
+                delimiter=file.delimiter, newlines_in_values=True, invalid_row_handler=keep
             ),
             # Bytes, not text: one line in another encoding must not damn the block that it is in.
             convert_options=pa_csv.ConvertOptions(

@@ -285,14 +285,14 @@ class DivideRows(beam.PTransform):
                 for day, count in zip(days.tolist(), seen.tolist(), strict=True)
             }
         yield beam.pvalue.TaggedOutput(COUNTS, counts)
-        chance = together(rows, self.plan)[0] % np.uint64(self.shards)
+        chance = shuffle_keys(rows, self.plan)[0] % np.uint64(self.shards)
         target = np.where(inside, split * self.shards + chance.astype(np.int64), -1)
         for number, part in by_shard(rows, target):
             if number >= 0:
                 yield number, part
 
 
-def together(rows: pa.Table, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+def shuffle_keys(rows: pa.Table, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
     """Two hashes a row, uint64, by which rows are shuffled: random to look at, always the same.
 
     The second is of the row's place. So is the first, save where a ranking loss compares a
@@ -325,7 +325,7 @@ class WriteShards(beam.PTransform):
     def _write(self, group: tuple[int, Iterable[pa.Table]]) -> tuple[str, SplitStats]:
         split, shard = divmod(group[0], self.shards)
         rows = gather(list(group[1]))
-        first, second = together(rows, self.plan)
+        first, second = shuffle_keys(rows, self.plan)
         rows = rows.take(pa.array(np.lexsort((second, first))))
         with carrying():
             write_arrow(rows, self.folder / SPLITS[split] / f"{shard:05d}.arrow")

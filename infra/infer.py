@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from infra.leaks import doubt, leak, truths
+from infra.leaks import Truth, doubt, leak, truths
 from infra.tables import Column, label, look, missing, read
 from infra.times import PARSED, Reading, days, holds_dates, reading, texts
 from recsys.errors import EXIT_WRONG_USE, UserError
@@ -130,6 +130,81 @@ def infer(
     whole = read(path)
     # Whose a column is and what it holds shows in the first rows; days and ids take all of them.
     table, columns = look(whole.slice(0, SAMPLE_ROWS))
+    roles = _roles(path, whole, table, columns, user, item, time, labels)
+    likely = [c for c in columns if c.binary and (c in roles.labels or c in roles.label_like)]
+    known = {c.name: label(table, c) for c in likely}
+    tasks = _tasks({c.name: known[c.name] for c in roles.labels})
+    names = Names(table.column_names, LONGEST_NAME)
+    task_names = Names([name for name, _ in tasks], LONGEST_NAME)
+    judged = truths(known, dict(_tasks(known)))
+    features = _features(table, columns, roles, judged, names)
+    keys, left_out = _keys(whole, roles, features.owned, names)
+    encoded = list(features.lines)
+    if roles.time and len(roles.time.dates) >= FEWEST_DAYS:
+        kinds = {
+            owner: sorted(of_owner, key=lambda c: -c.distinct)[:COUNTED_KINDS]
+            for owner, of_owner in features.kinds.items()
+        }
+        encoded += _counters(roles.user, roles.item, kinds, names, task_names, left_out)
+    lines = [
+        f"# Written by `recsys spec infer {path.name}`; look it over, then: recsys run",
+        f"name: {_quoted(names.allowed(path.stem))}",
+        "data:",
+        f"  impressions: {_quoted(path.name)}",
+        *_keyless(table, roles.user, roles.item),
+        *roles.request_notes,
+        f"  keys: {{user: {_quoted(roles.user.name)}, item: {_quoted(roles.item.name)}"
+        + (f", request: {_quoted(roles.request.name)}" if roles.request else "")
+        + "}",
+        *roles.time_notes,
+        *_time_and_split(roles.time),
+        "features:",
+        *features.refused,
+        *keys,
+        *encoded,
+    ]
+    embedded = _embedded(yaml.safe_load("\n".join(lines))["features"])
+    lines.append("tasks:")
+    for name, given in tasks:
+        lines += _blanks(known, name, given)
+        lines.append(
+            f"  - {{name: {_quoted(task_names.of[name])}, label: {{column: {_quoted(name)}}}"
+            + (f", given: {_quoted(task_names.of[given])}" if given else "")
+            + "}"
+        )
+    # Trees do not read the keys' own ids; where there is nothing else, there are none.
+    return "\n".join(lines) + "\n" + _model(embedded) + (_TREES if encoded else "") + _TRAIN
+
+
+@dataclass(frozen=True)
+class _Roles:
+    """What columns are beside features.
+
+    `label_like` are named like labels, chosen or not; `taken` have a part other than a feature's.
+    """
+
+    user: Column
+    item: Column
+    labels: list[Column]
+    label_like: list[Column]
+    request: Column | None
+    request_notes: list[str]
+    time: Time | None
+    time_notes: list[str]
+    dates: list[Column]
+    taken: set[str]
+
+
+def _roles(
+    path: Path,
+    whole: pa.Table,
+    table: pa.Table,
+    columns: list[Column],
+    user: str | None,
+    item: str | None,
+    time: str | None,
+    labels: Sequence[str],
+) -> _Roles:
     by_name = {column.name: column for column in columns}
     for name in (user, item, time, *labels):
         if name is not None and name not in by_name:
@@ -150,64 +225,84 @@ def infer(
     _require_labels(path, table, columns, label_columns)
     taken = {user_column.name, item_column.name, *(c.name for c in label_columns)}
     free = [c for c in columns if c.name not in taken]
-    request, request_note = _request(table, free)
+    request, request_notes = _request(table, free)
     taken |= {c.name for c in free if re.fullmatch(_REQUEST, c.name, re.I) and _many(c)}
     keys = {user_column.name, item_column.name}
     dates = [c for c in free if c != request and holds_dates(table[c.name], c.name)]
     when, time_notes = _time(whole, table, free, dates, time, keys, path)
     taken |= {when.name} if when else set()
+    return _Roles(
+        user_column,
+        item_column,
+        label_columns,
+        label_like,
+        request,
+        request_notes,
+        when,
+        time_notes,
+        dates,
+        taken,
+    )
 
-    told = [c for c in columns if c.binary and (c in label_columns or c in label_like)]
-    known = {c.name: label(table, c) for c in told}
-    tasks = _tasks({c.name: known[c.name] for c in label_columns})
-    judged = truths(known, dict(_tasks(known)))
-    names = Names(table.column_names, LONGEST_NAME)
-    task_names = Names([name for name, _ in tasks], LONGEST_NAME)
-    lines = [
-        f"# Written by `recsys spec infer {path.name}`; look it over, then: recsys run",
-        f"name: {_quoted(names.allowed(path.stem))}",
-        "data:",
-        f"  impressions: {_quoted(path.name)}",
-        *_keyless(table, user_column, item_column),
-        *request_note,
-        f"  keys: {{user: {_quoted(user_column.name)}, item: {_quoted(item_column.name)}"
-        + (f", request: {_quoted(request.name)}" if request else "")
-        + "}",
-        *time_notes,
-        *_time_and_split(when),
-        "features:",
-    ]
-    kinds: dict[str, list[Column]] = {"user": [], "item": [], "context": []}
-    owned, encoded = set(), []
+
+@dataclass(frozen=True)
+class _Features:
+    """Lines of the spec: of features, and of columns that none is made of, with the reason.
+
+    `kinds` are categories by owner, and `owned` the owners that have features.
+    """
+
+    refused: list[str]
+    lines: list[str]
+    kinds: dict[str, list[Column]]
+    owned: set[str]
+
+
+def _features(
+    table: pa.Table, columns: list[Column], roles: _Roles, judged: list[Truth], names: Names
+) -> _Features:
+    made = _Features([], [], {"user": [], "item": [], "context": []}, set())
     for column in columns:
-        if column.name in taken or (column.distinct < 2 and column.kind != "none"):
+        if column.name in roles.taken or (column.distinct < 2 and column.kind != "none"):
             continue
-        unfit = _unfit(column, label_like, dates)
+        unfit = _unfit(column, roles.label_like, roles.dates)
         if unfit:
-            lines.append(f"  # No feature of {column.name!r}: {unfit}.")
+            made.refused.append(f"  # No feature of {column.name!r}: {unfit}.")
             continue
-        owner = _owner(table, column, item_column.name, user_column.name)
-        made = _encodings(column, owner, names)
+        owner = _owner(table, column, roles.item.name, roles.user.name)
+        encodings = _encodings(column, owner, names)
         late = leak(table[column.name], column, judged)
         if late:
-            lines += [
-                f"  # No feature of {column.name!r}: {late}, so it seems to be known only after.",
-                "  # If it is known before, take these lines out of the comment:",
-                *(f"  # {line.strip()}" for line in made),
-            ]
+            made.refused.extend(
+                [
+                    f"  # No feature of {column.name!r}: {late}, so it seems to be known only "
+                    "after.",
+                    "  # If it is known before, take these lines out of the comment:",
+                    *(f"  # {line.strip()}" for line in encodings),
+                ]
+            )
             continue
         doubted = doubt(table[column.name], judged)
         if doubted:
-            encoded.append(
+            made.lines.append(
                 f"  # {column.name!r} is there only where {doubted!r} is 1: leave it out if it is "
                 "known only after."
             )
-        owned.add(owner)
-        encoded += made
+        made.owned.add(owner)
+        made.lines.extend(encodings)
         if column.category and column.distinct <= MOST_KINDS:
-            kinds[owner].append(column)
-    newest, left_out = _newest(whole, when), set()
-    for column, owner in ((user_column, "user"), (item_column, "item")):
+            made.kinds[owner].append(column)
+    return made
+
+
+def _keys(
+    whole: pa.Table, roles: _Roles, owned: set[str], names: Names
+) -> tuple[list[str], set[str]]:
+    """Lines of the ids' own features, and the columns of ids that get none."""
+    lines: list[str] = []
+    left_out: set[str] = set()
+    newest = _newest(whole, roles.time)
+    for column, owner in ((roles.user, "user"), (roles.item, "item")):
         unseen = _unseen(whole, column, newest)
         if unseen > UNSEEN_SHARE and owner in owned:
             left_out.add(column.name)
@@ -218,22 +313,7 @@ def infer(
         else:
             encode = f"{{kind: vocabulary, min_count: {SEEN}}}"
             lines.append(_feature(names.of[column.name], owner, column, encode))
-    if when and len(when.dates) >= FEWEST_DAYS:
-        for owner, of_owner in kinds.items():
-            kinds[owner] = sorted(of_owner, key=lambda c: -c.distinct)[:COUNTED_KINDS]
-        encoded += _counters(user_column, item_column, kinds, names, task_names, left_out)
-    lines += encoded
-    embedded = _embedded(yaml.safe_load("\n".join(lines))["features"])
-    lines.append("tasks:")
-    for name, given in tasks:
-        lines += _blanks(known, name, given)
-        lines.append(
-            f"  - {{name: {_quoted(task_names.of[name])}, label: {{column: {_quoted(name)}}}"
-            + (f", given: {_quoted(task_names.of[given])}" if given else "")
-            + "}"
-        )
-    # Trees do not read the keys' own ids; where there is nothing else, there are none.
-    return "\n".join(lines) + "\n" + _model(embedded) + (_TREES if encoded else "") + _TRAIN
+    return lines, left_out
 
 
 def _require_roles(

@@ -53,7 +53,8 @@ def _section(record: type[BaseModel]) -> str:
         limits = ", ".join(text for text in map(_limit, field.metadata) if text)
         takes = _type(field.annotation) + (f" ({limits})" if limits else "")
         default = "required" if field.default is PydanticUndefined else f"`{_value(field.default)}`"
-        rows.append(f"| `{field.alias or name}` | {takes} | {default} | {field.description} |")
+        meaning = " ".join((field.description or "").split())
+        rows.append(f"| `{field.alias or name}` | {takes} | {default} | {meaning} |")
     return "\n".join(rows) + "\n"
 
 

@@ -15,20 +15,17 @@ import pyarrow.parquet as pq
 from pyarrow import types
 
 from beam_jobs.plan import Source
-from beam_jobs.sources import BYTES_PER_BLOCK, File, resolve
+from beam_jobs.sources import BYTES_PER_BLOCK, File, check_delimiter, resolve
 from recsys.errors import EXIT_WRONG_USE, UserError
-from recsys.raw import MISSING_TEXTS, canonical, is_missing
+from recsys.raw import EXACT, MISSING_TEXTS, canonical, is_missing
 from recsys.schema import NUMBER, RawColumn
 
 FEW_VALUES = 12
 """Whole numbers of no more values than this are categories."""
-EXACT = 2**53
-"""Whole numbers beyond this are no amounts: a float cannot tell them from their neighbours."""
 LONGEST_LIST = 50
 BAD_BYTES = 0.01
 """Rows that may hold bytes which are no text: what `data.bad_records` allows by default."""
 
-_SEPARATORS = {",": "a comma", "\t": "a tab"}
 _ROW = r"(unnamed: *\d+|index|row|id|(row|impression|event|log|example|sample)_?id)"
 
 Kind = Literal["text", "number", "list", "date", "none"]
@@ -98,7 +95,7 @@ def read(path: Path) -> pa.Table:
     try:
         [file] = resolve(path, Source("impressions", path.name, ()))
     except UserError as error:
-        error.fix = error.fix or "Give it such an ending, in small letters."
+        error.fix = error.fix or "Give it such an ending."
         raise
     try:
         table = _read_csv(file) if file.is_csv else pq.ParquetFile(path).read()
@@ -130,9 +127,8 @@ def read(path: Path) -> pa.Table:
 
 
 def _read_csv(file: File) -> pa.Table:
-    delimiter = "\t" if ".tsv" in Path(file.path).name.lower() else ","
-    _require_header(file, delimiter)
-    table = _csv(file, delimiter, {})
+    _require_header(file)
+    table = _csv(file, {})
     wide = [
         field.name
         for field in table.schema
@@ -142,7 +138,7 @@ def _read_csv(file: File) -> pa.Table:
     ]
     if wide:
         # Arrow takes whole numbers of more than 64 bits for floats, which makes ids alike.
-        texts = _csv(file, delimiter, {name: pa.string() for name in wide})
+        texts = _csv(file, {name: pa.string() for name in wide})
         for name in wide:
             present = texts[name].filter(pc.invert(is_missing(texts[name])))
             if pc.all(pc.match_substring_regex(present, r"^[+-]?[0-9]+$")).as_py():
@@ -156,13 +152,15 @@ def _read_csv(file: File) -> pa.Table:
     return table
 
 
-def _csv(file: File, delimiter: str, column_types: dict[str, pa.DataType]) -> pa.Table:
-    with _open(file) as stream:
+def _csv(file: File, column_types: dict[str, pa.DataType]) -> pa.Table:
+    with file.open() as stream:
         return pa_csv.read_csv(
             stream,
             read_options=pa_csv.ReadOptions(block_size=BYTES_PER_BLOCK),
             parse_options=pa_csv.ParseOptions(
-                delimiter=delimiter, newlines_in_values=True, invalid_row_handler=lambda _: "skip"
+                delimiter=file.delimiter,
+                newlines_in_values=True,
+                invalid_row_handler=lambda _: "skip",
             ),
             convert_options=pa_csv.ConvertOptions(
                 null_values=list(MISSING_TEXTS), column_types=column_types
@@ -170,28 +168,15 @@ def _csv(file: File, delimiter: str, column_types: dict[str, pa.DataType]) -> pa
         )
 
 
-def _open(file: File) -> pa.NativeFile:
-    # Arrow itself knows compression by small letters only.
-    packed = "gzip" if file.path.lower().endswith(".gz") else None
-    return pa.input_stream(file.path, compression=packed)
-
-
-def _require_header(file: File, delimiter: str) -> None:
-    """Refuse a header in another encoding, or of another separator than the ending says."""
-    with _open(file) as stream:
+def _require_header(file: File) -> None:
+    """Refuse a header in another encoding, or of another delimiter than the ending says."""
+    with file.open() as stream:
         line = stream.read(1 << 20).split(b"\n")[0]
     try:
-        header = line.decode("utf-8-sig").strip()
+        line.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise _no_utf8(file, "a header in another encoding") from None
-    other = next((mark for mark in ";\t|," if mark in header), "")
-    if delimiter not in header and other:
-        raise UserError(
-            f"The columns are separated by {other!r}, {_SEPARATORS[delimiter]} is expected.",
-            where=file.path,
-            found=header[:100],
-            fix="Write it with commas, or with tabs under a name that ends in .tsv.",
-        )
+    check_delimiter(file)
 
 
 def _no_utf8(file: File, found: str) -> UserError:

@@ -34,7 +34,7 @@ _WRITTEN = re.compile(_ANY.replace(r"\z", r"\Z"))
 _TRUTH = {"true": "1", "True": "1", "TRUE": "1", "false": "0", "False": "0", "FALSE": "0"}
 _FEW = 64
 """Values up to which Python's matching is quicker than Arrow's."""
-_EXACT = 2**53
+EXACT = 2**53
 """Below it, each whole number is a double of its own."""
 
 
@@ -79,7 +79,7 @@ def canonical_key(value: str | int | float) -> str:
         if value.endswith(".0") and _WRITTEN.match(value):
             return value[:-2]
         return _TRUTH.get(value, value)
-    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
+    if isinstance(value, float) and value.is_integer() and abs(value) < EXACT:
         return f"{value:.0f}"
     return str(value)
 
@@ -117,7 +117,7 @@ def _text(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
     elif pa.types.is_floating(kind):
         own = values.to_numpy(zero_copy_only=False)
         numbers = own.astype(np.float64)
-        whole = np.isfinite(numbers) & (numbers == np.floor(numbers)) & (np.abs(numbers) < _EXACT)
+        whole = np.isfinite(numbers) & (numbers == np.floor(numbers)) & (np.abs(numbers) < EXACT)
         if own.dtype != np.float64:
             # The 0.1 of a narrow float is no double 0.1; its shortest text is.
             numbers[~whole] = [float(str(n)) for n in own[~whole]]

@@ -115,11 +115,10 @@ def train(
         _check_same_start(finished.get("warm_start"), start, run)
         return finished
     record = _open_run(spec, run, resume, start, manifest)
-    start = record.get("warm_start")
     job = Job(spec, features, run, eager=eager, profile=profile)
     # Before the workers start, so that each finds it as it would find any checkpoint.
-    if start is not None and not Store(run / job.checkpoints).names():
-        start = _start_from(job, record, manifest["tables"], tell)
+    if "warm_start" in record and not Store(run / job.checkpoints).names():
+        record = _start_from(job, record, manifest["tables"], tell)
 
     if workers:
         from training.launch import fit_on_ray
@@ -133,7 +132,7 @@ def train(
     if spec.train.refit:
         again = job.again(settled.position)
         _export_refit(again, fitted(again), manifest["tables"], settled, tell)
-    write_manifest(run, "run", *_content(job, record, workers, settled, manifest, start))
+    write_manifest(run, "run", *_content(job, record, workers, settled, manifest))
     shutil.rmtree(run / FOLDER, ignore_errors=True)
     tell("finish", 5, 5, "done")
     return read_manifest(run, "run")
@@ -142,7 +141,7 @@ def train(
 def _start_from(
     job: Job, record: dict[str, Any], tables: dict[str, int], tell: Progress
 ) -> dict[str, Any]:
-    """Write the checkpoint of step 0 from another run; returns the start with its tables."""
+    """Write the checkpoint of step 0 from another run; returns the record with its tables."""
     start = record["warm_start"]
     source = Path(start["folder"])
     tell("warm start", 0, 1, f"from {source}")
@@ -158,14 +157,14 @@ def _start_from(
     model, moved = start_from(
         job.spec, job.features, tables, source, lambda text: tell("warning", 0, 1, text)
     )
-    start = {**start, "tables": moved}
+    record = {**record, "warm_start": {**start, "tables": moved}}
     # The checkpoint comes last: where it stands, the record is whole.
-    write_json(job.run / RECORD, {**record, "warm_start": start})
+    write_json(job.run / RECORD, record)
     if job.spec.train.refit:
         Store(job.run / REFIT).save(model, Position())
     Store(job.run / job.checkpoints).save(model, Position())
     tell("warm start", 1, 1, f"from {source}")
-    return start
+    return record
 
 
 def _check_same_start(
@@ -364,7 +363,6 @@ def _content(
     workers: int,
     settled: _Settled,
     features: dict[str, Any],
-    start: dict[str, Any] | None,
 ) -> tuple[dict[str, str], dict[str, Any]]:
     prints = fingerprints(job.spec)
     position = settled.position
@@ -387,6 +385,6 @@ def _content(
                 "time_range": features.get("time_range", {}),
                 **settled.by_kind,
             },
-            **({"warm_start": start} if start else {}),
+            **({"warm_start": record["warm_start"]} if "warm_start" in record else {}),
         },
     )

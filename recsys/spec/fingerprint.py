@@ -18,20 +18,27 @@ def fingerprint(value: Any) -> str:
 def fingerprints(spec: Spec) -> dict[str, str]:
     """Fingerprint of each section, in the order of the flow.
 
-    `features` covers what the feature job reads: data, features, and the tasks' labels, so
-    that a change of a loss or a tower does not make features stale (but a first ranking loss
-    does, for which a request's rows are laid side by side). `model` covers what
+    `features` covers what the feature job reads: data, features, and of the tasks their labels,
+    what these may be, and whether any is ranked (a request's rows then lie side by side), so that
+    a change of a weight or a tower does not make features stale. `model` covers what
     training and export read beside them, the blend included, since the graph carries it.
     `serve` and `evaluate` cover their own sections.
     """
     tree = json.loads(spec.model_dump_json(by_alias=True))
-    labels = [{key: task[key] for key in ("name", "label", "given")} for task in tree["tasks"]]
-    regression = [task.is_regression for task in spec.tasks]
-    read = [tree["data"], tree["features"], labels, regression, tree["evaluate"]["slices"]]
-    if any(task.ranking for task in spec.tasks):
-        read.append("by request")
+    labels = [
+        [whole["label"], task.name, task.given, task.is_regression, task.by_logarithm]
+        for whole, task in zip(tree["tasks"], spec.tasks, strict=True)
+    ]
     return {
-        "features": fingerprint(read),
+        "features": fingerprint(
+            [
+                tree["data"],
+                tree["features"],
+                labels,
+                any(task.ranking for task in spec.tasks),
+                tree["evaluate"]["slices"],
+            ]
+        ),
         "model": fingerprint([tree["tasks"], tree["model"], tree["train"], spec.blend()]),
         "evaluate": fingerprint(tree["evaluate"]),
         "serve": fingerprint(tree["serve"]),

@@ -25,7 +25,9 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 class Record(BaseModel):
     """Base of all records: unknown keys are faults, values are not coerced, nothing mutates."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True
+    )
 
 
 # ------------------------------------------------------------------------------- data
@@ -34,166 +36,106 @@ class Record(BaseModel):
 class TimeColumn(Record):
     """A column that says when: epoch numbers or text, in UTC where no zone is given."""
 
-    column: str = Field(description="Name of the column.")
-    unit: Literal["s", "ms", "us", "ns", "iso"] = Field(
-        default="iso",
-        description=(
-            "Unit of epoch numbers, or `iso` for ISO 8601 text; not used for date and timestamp "
-            "columns of Parquet."
-        ),
-    )
-    format: str | None = Field(
-        default=None,
-        description="Pattern of the text, such as `%d/%m/%Y %H:%M`, in place of `unit`.",
-    )
+    column: str
+    """Name of the column."""
+    unit: Literal["s", "ms", "us", "ns", "iso"] = "iso"
+    """Unit of epoch numbers, or `iso` for ISO 8601 text; not used for date and timestamp columns of
+    Parquet."""
+    format: str | None = None
+    """Pattern of the text, such as `%d/%m/%Y %H:%M`, in place of `unit`."""
 
 
 class Log(Record):
     """A log: what happened, one row an event."""
 
-    path: str = Field(
-        description=(
-            "File, folder or glob below the input folder; CSV, TSV or Parquet by its ending."
-        )
-    )
-    time: TimeColumn | None = Field(
-        default=None,
-        description=(
-            "When its events happened; required of action logs, and refused for the impressions, "
-            "which have `data.time`."
-        ),
-    )
+    path: str
+    """File, folder or glob below the input folder; CSV, TSV or Parquet by its ending."""
+    time: TimeColumn | None = None
+    """When its events happened; required of action logs, and refused for the impressions, which
+    have `data.time`."""
 
 
 class Table(Record):
     """A table of users or items, one row a key, joined to the impressions."""
 
-    path: str = Field(
-        description=(
-            "File, folder or glob below the input folder; CSV, TSV or Parquet by its ending."
-        )
-    )
-    key: str = Field(
-        description=(
-            "Column of the user or item ids; of rows with the same id, only the first is used."
-        )
-    )
+    path: str
+    """File, folder or glob below the input folder; CSV, TSV or Parquet by its ending."""
+    key: str
+    """Column of the user or item ids; of rows with the same id, only the first is used."""
 
 
 class Tables(Record):
     """The side tables, by the owner of the features that they hold."""
 
-    user: Table | None = Field(
-        default=None,
-        description=(
-            "Table with the columns of the user's features; none: they are in the impression log."
-        ),
-    )
-    item: Table | None = Field(
-        default=None,
-        description=(
-            "Table with the columns of the item's features; none: they are in the impression log."
-        ),
-    )
+    user: Table | None = None
+    """Table with the columns of the user's features; none: they are in the impression log."""
+    item: Table | None = None
+    """Table with the columns of the item's features; none: they are in the impression log."""
 
 
 class Keys(Record):
     """Columns of the impression log that identify things."""
 
-    user: str = Field(description="Column of the user's id; a row without one is a bad record.")
-    item: str = Field(description="Column of the item's id; a row without one is a bad record.")
-    request: str | None = Field(
-        default=None,
-        description=(
-            "Column that says which impressions were shown together, for ranking losses and for a "
-            "split by fraction."
-        ),
-    )
-    impression: str | None = Field(
-        default=None,
-        description=(
-            "Column of the impression's own id, by which action logs are joined; it has the same "
-            "name in them."
-        ),
-    )
+    user: str
+    """Column of the user's id; a row without one is a bad record."""
+    item: str
+    """Column of the item's id; a row without one is a bad record."""
+    request: str | None = None
+    """Column that says which impressions were shown together, for ranking losses and for a split by
+    fraction."""
+    impression: str | None = None
+    """Column of the impression's own id, by which action logs are joined; it has the same name in
+    them."""
 
 
 class TimeSplit(Record):
     """Split by day."""
 
-    kind: Literal["time"] = Field(default="time", description="Chooses this split.")
-    train_to: date = Field(description="Last day of the training rows.")
-    validation_to: date = Field(
-        description="Last day of the validation rows, which begin the day after `train_to`."
-    )
-    test_to: date | None = Field(
-        default=None,
-        description=(
-            "Last day of the test rows, after which rows are left out; none: to the end of the log."
-        ),
-    )
-    column: TimeColumn | None = Field(
-        default=None,
-        description=(
-            "Column of the impression log to take the day from; none: the day of `data.time` in "
-            "UTC."
-        ),
-    )
+    kind: Literal["time"] = "time"
+    """Chooses this split."""
+    train_to: date
+    """Last day of the training rows."""
+    validation_to: date
+    """Last day of the validation rows, which begin the day after `train_to`."""
+    test_to: date | None = None
+    """Last day of the test rows, after which rows are left out; none: to the end of the log."""
+    column: TimeColumn | None = None
+    """Column of the impression log to take the day from; none: the day of `data.time` in UTC."""
 
 
 class FractionSplit(Record):
     """Split by a stable hash of the request (or of the impression, or of the row)."""
 
-    kind: Literal["fraction"] = Field(default="fraction", description="Chooses this split.")
-    validation: float = Field(
-        default=0.1,
-        gt=0.0,
-        lt=1.0,
-        description="Share of the requests that go to validation; with `test` it must be below 1.",
-    )
-    test: float = Field(
-        default=0.1, gt=0.0, lt=1.0, description="Share of the requests that go to the test."
-    )
-    seed: int = Field(default=0, description="Changes which requests go where.")
+    kind: Literal["fraction"] = "fraction"
+    """Chooses this split."""
+    validation: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    """Share of the requests that go to validation; with `test` it must be below 1."""
+    test: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    """Share of the requests that go to the test."""
+    seed: int = 0
+    """Changes which requests go where."""
 
 
 class Data(Record):
     """Where the rows come from and how they are divided."""
 
-    impressions: Log = Field(description="The impression log: one row for each item shown.")
-    actions: dict[Name, Log] = Field(
-        default={},
-        description=(
-            "Logs of what followed, such as clicks and orders, each by a name that labels refer to."
-        ),
-    )
-    tables: Tables = Field(
-        default=Tables(), description="Tables of users and items, joined to the impressions by id."
-    )
-    keys: Keys = Field(description="Columns of the impression log that hold ids.")
-    time: TimeColumn | None = Field(
-        default=None,
-        description=(
-            "When impressions were shown; required for action logs, histories, counters, and a "
-            "time split without `column`."
-        ),
-    )
-    split: TimeSplit | FractionSplit = Field(
-        discriminator="kind", description="How rows are divided into training, validation and test."
-    )
-    bad_records: Fraction = Field(
-        default=0.01,
-        description=(
-            "Largest share of a log's or table's rows that may be bad; above it the feature job "
-            "stops."
-        ),
-    )
-    max_rows: Positive | None = Field(
-        default=None,
-        description=(
-            "Most impressions to read, in short runs spread evenly over the log; none: all."
-        ),
-    )
+    impressions: Log
+    """The impression log: one row for each item shown."""
+    actions: dict[Name, Log] = {}
+    """Logs of what followed, such as clicks and orders, each by a name that labels refer to."""
+    tables: Tables = Tables()
+    """Tables of users and items, joined to the impressions by id."""
+    keys: Keys
+    """Columns of the impression log that hold ids."""
+    time: TimeColumn | None = None
+    """When impressions were shown; required for action logs, histories, counters, and a time split
+    without `column`."""
+    split: Annotated[TimeSplit | FractionSplit, Field(discriminator="kind")]
+    """How rows are divided into training, validation and test."""
+    bad_records: Fraction = 0.01
+    """Largest share of a log's or table's rows that may be bad; above it the feature job stops."""
+    max_rows: Positive | None = None
+    """Most impressions to read, in short runs spread evenly over the log; none: all."""
 
 
 # --------------------------------------------------------------------------- features
@@ -202,74 +144,44 @@ class Data(Record):
 class Vocabulary(Record):
     """Ids learned from the training rows; all others share out-of-vocabulary embeddings."""
 
-    kind: Literal["vocabulary"] = Field(default="vocabulary", description="Chooses this encoding.")
-    min_count: Positive = Field(
-        default=1,
-        description=(
-            "Occurrences in the training rows from which a value has an embedding of its own."
-        ),
-    )
-    top_k: Positive | None = Field(
-        default=None,
-        description=(
-            "Most values with embeddings of their own, the most frequent first; none: no limit."
-        ),
-    )
-    oov_buckets: Positive = Field(
-        default=1,
-        description="Embeddings that all other values share, each value one of them by its hash.",
-    )
-    max_length: Positive | None = Field(
-        default=None,
-        description=(
-            "Reads the column as a list, of which the first so many values are used; none: a "
-            "single value."
-        ),
-    )
-    combiner: Literal["mean", "sum"] = Field(
-        default="mean", description="How the embeddings of a list are joined into one."
-    )
+    kind: Literal["vocabulary"] = "vocabulary"
+    """Chooses this encoding."""
+    min_count: Positive = 1
+    """Occurrences in the training rows from which a value has an embedding of its own."""
+    top_k: Positive | None = None
+    """Most values with embeddings of their own, the most frequent first; none: no limit."""
+    oov_buckets: Positive = 1
+    """Embeddings that all other values share, each value one of them by its hash."""
+    max_length: Positive | None = None
+    """Reads the column as a list, of which the first so many values are used; none: a single
+    value."""
+    combiner: Literal["mean", "sum"] = "mean"
+    """How the embeddings of a list are joined into one."""
 
 
 class Hash(Record):
     """Ids hashed into the rows of a table, so that none needs to be known from training."""
 
-    kind: Literal["hash"] = Field(default="hash", description="Chooses this encoding.")
-    buckets: int = Field(
-        gt=1, description="Rows of the embedding table, without the one for missing values."
-    )
-    hashes: int = Field(
-        default=1,
-        ge=1,
-        le=4,
-        description=(
-            "Rows that are summed for one value, so that few values have the same embedding."
-        ),
-    )
-    max_length: Positive | None = Field(
-        default=None,
-        description=(
-            "Reads the column as a list, of which the first so many values are used; none: a "
-            "single value."
-        ),
-    )
-    combiner: Literal["mean", "sum"] = Field(
-        default="mean", description="How the embeddings of a list are joined into one."
-    )
+    kind: Literal["hash"] = "hash"
+    """Chooses this encoding."""
+    buckets: Annotated[int, Field(gt=1)]
+    """Rows of the embedding table, without the one for missing values."""
+    hashes: Annotated[int, Field(ge=1, le=4)] = 1
+    """Rows that are summed for one value, so that few values have the same embedding."""
+    max_length: Positive | None = None
+    """Reads the column as a list, of which the first so many values are used; none: a single
+    value."""
+    combiner: Literal["mean", "sum"] = "mean"
+    """How the embeddings of a list are joined into one."""
 
 
 class Quantiles(Record):
     """A number cut at quantiles of the training rows; each bucket has an embedding."""
 
-    kind: Literal["quantiles"] = Field(default="quantiles", description="Chooses this encoding.")
-    buckets: int = Field(
-        default=20,
-        gt=1,
-        le=1000,
-        description=(
-            "Buckets, with about equally many training rows each; missing values have one more."
-        ),
-    )
+    kind: Literal["quantiles"] = "quantiles"
+    """Chooses this encoding."""
+    buckets: Annotated[int, Field(gt=1, le=1000)] = 20
+    """Buckets, with about equally many training rows each; missing values have one more."""
 
 
 class Numeric(Record):
@@ -279,14 +191,11 @@ class Numeric(Record):
     vector is added to its owner's sum of embeddings. A missing number counts as 0 once scaled.
     """
 
-    kind: Literal["numeric"] = Field(default="numeric", description="Chooses this encoding.")
-    scale: Literal["zscore", "log_zscore", "none"] = Field(
-        default="zscore",
-        description=(
-            "`zscore` subtracts the training rows' mean and divides by their standard deviation, "
-            "`log_zscore` takes the signed log(1 + size) first, `none` does nothing."
-        ),
-    )
+    kind: Literal["numeric"] = "numeric"
+    """Chooses this encoding."""
+    scale: Literal["zscore", "log_zscore", "none"] = "zscore"
+    """`zscore` subtracts the training rows' mean and divides by their standard deviation,
+    `log_zscore` takes the signed log(1 + size) first, `none` does nothing."""
 
 
 class Piecewise(Record):
@@ -295,16 +204,11 @@ class Piecewise(Record):
     Gorishniy et al., On Embeddings for Numerical Features in Tabular Deep Learning, 2022.
     """
 
-    kind: Literal["piecewise"] = Field(default="piecewise", description="Chooses this encoding.")
-    bins: int = Field(
-        default=16,
-        gt=1,
-        le=256,
-        description=(
-            "Bins between quantiles of the training rows; each says from 0 to 1 how far the "
-            "number fills it."
-        ),
-    )
+    kind: Literal["piecewise"] = "piecewise"
+    """Chooses this encoding."""
+    bins: Annotated[int, Field(gt=1, le=256)] = 16
+    """Bins between quantiles of the training rows; each says from 0 to 1 how far the number fills
+    it."""
 
 
 class History(Record):
@@ -314,21 +218,16 @@ class History(Record):
     what a daily feature job can serve: the same values offline and online.
     """
 
-    kind: Literal["history"] = Field(default="history", description="Chooses this encoding.")
-    of: str = Field(
-        description=(
-            "Item feature, a single id by vocabulary or hash, whose values are listed and whose "
-            "embeddings are read."
-        )
-    )
-    action: str | None = Field(
-        default=None,
-        description=(
-            "Task that must have happened on an impression for its item to be listed; none: all "
-            "items shown."
-        ),
-    )
-    max_length: Positive = Field(default=20, description="Most items that are listed.")
+    kind: Literal["history"] = "history"
+    """Chooses this encoding."""
+    of: str
+    """Item feature, a single id by vocabulary or hash, whose values are listed and whose embeddings
+    are read."""
+    action: str | None = None
+    """Task that must have happened on an impression for its item to be listed; none: all items
+    shown."""
+    max_length: Positive = 20
+    """Most items that are listed."""
 
 
 class Counter(Record):
@@ -338,37 +237,21 @@ class Counter(Record):
     `(positives + prior_weight * overall rate) / (impressions + prior_weight)`.
     """
 
-    kind: Literal["counter"] = Field(default="counter", description="Chooses this encoding.")
-    by: tuple[str, ...] = Field(
-        min_length=1,
-        description=(
-            "Features, or columns of the impression log, whose values must be equal for an "
-            "impression to be counted."
-        ),
+    kind: Literal["counter"] = "counter"
+    """Chooses this encoding."""
+    by: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Features, or columns of the impression log, whose values must be equal for an impression to
+    be counted."""
+    task: str | None = None
+    """Task whose positives are counted; not needed where `statistic` is `impressions`."""
+    statistic: Literal["impressions", "positives", "rate"] = "rate"
+    """Number of past impressions, of positives of `task` among them, or their smoothed rate."""
+    prior_weight: Annotated[float, Field(gt=0.0)] = 20.0
+    """How many impressions the overall rate counts for in the smoothed rate."""
+    as_: Annotated[Quantiles | Numeric | Piecewise, Field(discriminator="kind")] = Field(
+        alias="as", default=Quantiles()
     )
-    task: str | None = Field(
-        default=None,
-        description=(
-            "Task whose positives are counted; not needed where `statistic` is `impressions`."
-        ),
-    )
-    statistic: Literal["impressions", "positives", "rate"] = Field(
-        default="rate",
-        description=(
-            "Number of past impressions, of positives of `task` among them, or their smoothed rate."
-        ),
-    )
-    prior_weight: float = Field(
-        default=20.0,
-        gt=0.0,
-        description="How many impressions the overall rate counts for in the smoothed rate.",
-    )
-    as_: Quantiles | Numeric | Piecewise = Field(
-        default=Quantiles(),
-        alias="as",
-        discriminator="kind",
-        description="How the number is encoded.",
-    )
+    """How the number is encoded."""
 
 
 Encoding = Annotated[
@@ -380,39 +263,23 @@ Encoding = Annotated[
 class Feature(Record):
     """One feature: whose it is, its raw column, and how it is encoded."""
 
-    name: Name = Field(
-        description=(
-            "Name of the feature, different from all others also when case is ignored, and no "
-            "keyword of Python."
-        )
-    )
-    owner: Literal["user", "item", "context"] = Field(
-        description=(
-            "Whose value it is: when serving, those of the user and the item are looked up by id, "
-            "and those of the context come with the request."
-        )
-    )
-    encode: Encoding = Field(description="How the value is given to the network.")
-    column: str = Field(
-        default="", description="Column that holds the value; none: the one named like the feature."
-    )
-    separator: str | None = Field(
-        default=None, description="Text between the values of a list; none: a comma."
-    )
-    table: str = Field(
-        default="",
-        description=(
-            "Name of the embedding table, for several features to share one; none: the feature's "
-            "name."
-        ),
-    )
-    dim: Positive | None = Field(
-        default=None,
-        description=(
-            "Width of the embedding table, whose rows are projected to `model.dim` where it "
-            "differs; none: `model.dim`."
-        ),
-    )
+    name: Name
+    """Name of the feature, different from all others also when case is ignored, and no keyword of
+    Python."""
+    owner: Literal["user", "item", "context"]
+    """Whose value it is: when serving, those of the user and the item are looked up by id, and
+    those of the context come with the request."""
+    encode: Encoding
+    """How the value is given to the network."""
+    column: str = ""
+    """Column that holds the value; none: the one named like the feature."""
+    separator: str | None = None
+    """Text between the values of a list; none: a comma."""
+    table: str = ""
+    """Name of the embedding table, for several features to share one; none: the feature's name."""
+    dim: Positive | None = None
+    """Width of the embedding table, whose rows are projected to `model.dim` where it differs; none:
+    `model.dim`."""
 
     @property
     def raw(self) -> str:
@@ -439,20 +306,17 @@ class Feature(Record):
 class ColumnLabel(Record):
     """The label is a column of the impression log."""
 
-    column: str = Field(description="The column: 0 or 1, or any number for a regression.")
+    column: str
+    """The column: 0 or 1, or any number for a regression."""
 
 
 class ActionLabel(Record):
     """The label is 1 where an event follows the impression in time, else 0."""
 
-    action: str = Field(description="The log's name in `data.actions`.")
-    within: str = Field(
-        default="24h",
-        description=(
-            "Longest time from the impression to the event: a whole number and `s`, `m`, `h` or "
-            "`d`."
-        ),
-    )
+    action: str
+    """The log's name in `data.actions`."""
+    within: str = "24h"
+    """Longest time from the impression to the event: a whole number and `s`, `m`, `h` or `d`."""
 
     @field_validator("within")
     @classmethod
@@ -472,29 +336,23 @@ class ActionLabel(Record):
 class Bce(Record):
     """Binary cross-entropy."""
 
-    kind: Literal["bce"] = Field(default="bce", description="Chooses this loss.")
-    label_smoothing: float = Field(
-        default=0.0, ge=0.0, lt=1.0, description="Share of each label that is moved to one half."
-    )
+    kind: Literal["bce"] = "bce"
+    """Chooses this loss."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of each label that is moved to one half."""
 
 
 class Focal(Record):
     """Focal loss (Lin et al., 2017): cross-entropy that counts what is predicted well less."""
 
-    kind: Literal["focal"] = Field(default="focal", description="Chooses this loss.")
-    alpha: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
-        default=None,
-        description="Weight of positives, where negatives have 1 - `alpha`; none: both have 1.",
-    )
-    gamma: NonNegative = Field(
-        default=1.0,
-        description=(
-            "How much less rows count that are predicted well already; at 0 all count the same."
-        ),
-    )
-    label_smoothing: float = Field(
-        default=0.0, ge=0.0, lt=1.0, description="Share of each label that is moved to one half."
-    )
+    kind: Literal["focal"] = "focal"
+    """Chooses this loss."""
+    alpha: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Weight of positives, where negatives have 1 - `alpha`; none: both have 1."""
+    gamma: NonNegative = 1.0
+    """How much less rows count that are predicted well already; at 0 all count the same."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of each label that is moved to one half."""
 
 
 class SquaredError(Record):
@@ -503,46 +361,31 @@ class SquaredError(Record):
     Errors are measured in standard deviations of the training labels.
     """
 
-    kind: Literal["mse"] = Field(default="mse", description="Chooses this loss.")
-    log: bool = Field(
-        default=False,
-        description=(
-            "Whether log(1 + label) is learned, with labels below 0 as 0; answers are turned back."
-        ),
-    )
+    kind: Literal["mse"] = "mse"
+    """Chooses this loss."""
+    log: bool = False
+    """Whether log(1 + label) is learned, with labels below 0 as 0; answers are turned back."""
 
 
 class Huber(Record):
     """Huber loss of a regression task: quadratic for small errors, linear for large ones."""
 
-    kind: Literal["huber"] = Field(default="huber", description="Chooses this loss.")
-    delta: float = Field(
-        default=1.0,
-        gt=0.0,
-        description=(
-            "Error from which the loss is linear, in standard deviations of the training labels."
-        ),
-    )
-    log: bool = Field(
-        default=False,
-        description=(
-            "Whether log(1 + label) is learned, with labels below 0 as 0; answers are turned back."
-        ),
-    )
+    kind: Literal["huber"] = "huber"
+    """Chooses this loss."""
+    delta: Annotated[float, Field(gt=0.0)] = 1.0
+    """Error from which the loss is linear, in standard deviations of the training labels."""
+    log: bool = False
+    """Whether log(1 + label) is learned, with labels below 0 as 0; answers are turned back."""
 
 
 class Ranking(Record):
     """A ranking loss over the impressions of one request, added to the task's own loss."""
 
-    kind: Literal["pairwise", "listwise"] = Field(
-        description=(
-            "`pairwise`: logistic loss of pairs with different labels (RankNet); `listwise`: "
-            "cross-entropy of a softmax over the request (ListNet)."
-        )
-    )
-    weight: NonNegative = Field(
-        default=1.0, description="Factor of the ranking loss where it is added."
-    )
+    kind: Literal["pairwise", "listwise"]
+    """`pairwise`: logistic loss of pairs with different labels (RankNet); `listwise`: cross-entropy
+    of a softmax over the request (ListNet)."""
+    weight: NonNegative = 1.0
+    """Factor of the ranking loss where it is added."""
 
 
 class Gate(Record):
@@ -551,18 +394,13 @@ class Gate(Record):
     Regressions are not judged.
     """
 
-    min_auc: Fraction | None = Field(default=None, description="Least AUC; none: not asked for.")
-    max_ece: Fraction | None = Field(
-        default=None,
-        description="Largest expected calibration error, in probability; none: not asked for.",
-    )
-    max_auc_drop: Fraction = Field(
-        default=0.005,
-        description=(
-            "How far the AUC may be below the champion's, the newest published model's, on the "
-            "same rows."
-        ),
-    )
+    min_auc: Fraction | None = None
+    """Least AUC; none: not asked for."""
+    max_ece: Fraction | None = None
+    """Largest expected calibration error, in probability; none: not asked for."""
+    max_auc_drop: Fraction = 0.005
+    """How far the AUC may be below the champion's, the newest published model's, on the same
+    rows."""
 
 
 class Task(Record):
@@ -575,49 +413,26 @@ class Task(Record):
     all impressions as a task of its own; an answer is never above that of the given task.
     """
 
-    name: Name = Field(
-        description="Name of the task and of its answer, unlike those of all others."
-    )
-    label: ColumnLabel | ActionLabel = Field(
-        description="What counts as a positive, or the number to predict."
-    )
-    given: str | None = Field(
-        default=None,
-        description=(
-            "Task that must happen first, as a click before an order; where it did not, the label "
-            "is set to 0."
-        ),
-    )
-    loss: Bce | Focal | SquaredError | Huber = Field(
-        default=Focal(),
-        discriminator="kind",
-        description=(
-            "Loss that trains the task's head; `mse` and `huber` make the task a regression."
-        ),
-    )
-    space: Literal["entire", "observed", "joint"] = Field(
-        default="entire",
-        description=(
-            "What the head of a task with `given` answers, and on which rows it is trained (see "
-            "above)."
-        ),
-    )
-    inverse_propensity: bool = Field(
-        default=False,
-        description=(
-            "With `space: observed`, whether rows weigh the inverse of the given task's predicted "
-            "probability, taken as at least 0.05."
-        ),
-    )
-    ranking: Ranking | None = Field(
-        default=None, description="Ranking loss that is added; needs `data.keys.request`."
-    )
-    weight: NonNegative = Field(
-        default=1.0, description="Factor of the task's loss; at 0 the task is not trained."
-    )
-    gate: Gate = Field(
-        default=Gate(), description="What the task's metrics must show for a model to be published."
-    )
+    name: Name
+    """Name of the task and of its answer, unlike those of all others."""
+    label: ColumnLabel | ActionLabel
+    """What counts as a positive, or the number to predict."""
+    given: str | None = None
+    """Task that must happen first, as a click before an order; where it did not, the label is set
+    to 0."""
+    loss: Annotated[Bce | Focal | SquaredError | Huber, Field(discriminator="kind")] = Focal()
+    """Loss that trains the task's head; `mse` and `huber` make the task a regression."""
+    space: Literal["entire", "observed", "joint"] = "entire"
+    """What the head of a task with `given` answers, and on which rows it is trained (see above)."""
+    inverse_propensity: bool = False
+    """With `space: observed`, whether rows weigh the inverse of the given task's predicted
+    probability, taken as at least 0.05."""
+    ranking: Ranking | None = None
+    """Ranking loss that is added; needs `data.keys.request`."""
+    weight: NonNegative = 1.0
+    """Factor of the task's loss; at 0 the task is not trained."""
+    gate: Gate = Gate()
+    """What the task's metrics must show for a model to be published."""
 
     @property
     def is_regression(self) -> bool:
@@ -636,18 +451,17 @@ class Task(Record):
 class SharedBottom(Record):
     """One tower shared by all tasks."""
 
-    kind: Literal["shared_bottom"] = Field(
-        default="shared_bottom", description="Chooses this way of sharing."
-    )
+    kind: Literal["shared_bottom"] = "shared_bottom"
+    """Chooses this way of sharing."""
 
 
 class Mmoe(Record):
     """Multi-gate mixture of experts (Ma et al., 2018): each task has its own mix of all experts."""
 
-    kind: Literal["mmoe"] = Field(default="mmoe", description="Chooses this way of sharing.")
-    experts: int = Field(
-        default=4, ge=2, le=32, description="Expert towers, each with the layers of `model.shared`."
-    )
+    kind: Literal["mmoe"] = "mmoe"
+    """Chooses this way of sharing."""
+    experts: Annotated[int, Field(ge=2, le=32)] = 4
+    """Expert towers, each with the layers of `model.shared`."""
 
 
 class Ple(Record):
@@ -656,72 +470,42 @@ class Ple(Record):
     On each level, a task mixes the shared experts and its own.
     """
 
-    kind: Literal["ple"] = Field(default="ple", description="Chooses this way of sharing.")
-    shared_experts: int = Field(
-        default=2,
-        ge=1,
-        le=16,
-        description="Expert towers of all tasks on each level, with the layers of `model.shared`.",
-    )
-    task_experts: int = Field(
-        default=1,
-        ge=1,
-        le=16,
-        description=(
-            "Expert towers of each task alone on each level, with the layers of `model.shared`."
-        ),
-    )
-    levels: int = Field(
-        default=1, ge=1, le=4, description="Levels of experts, one after the other."
-    )
+    kind: Literal["ple"] = "ple"
+    """Chooses this way of sharing."""
+    shared_experts: Annotated[int, Field(ge=1, le=16)] = 2
+    """Expert towers of all tasks on each level, with the layers of `model.shared`."""
+    task_experts: Annotated[int, Field(ge=1, le=16)] = 1
+    """Expert towers of each task alone on each level, with the layers of `model.shared`."""
+    levels: Annotated[int, Field(ge=1, le=4)] = 1
+    """Levels of experts, one after the other."""
 
 
 class HistoryAttention(Record):
     """How the items of a history become one vector."""
 
-    kind: Literal["mean", "target", "local"] = Field(
-        default="target",
-        description=(
-            "`mean` of the items, `target`: a sum weighed by the candidate item, `local`: the "
-            "same after self-attention among the items."
-        ),
-    )
-    window: int = Field(
-        default=64,
-        ge=4,
-        le=1024,
-        description=(
-            "With `local`, items in a block; each item sees its own block and the one before."
-        ),
-    )
-    hidden: Widths = Field(
-        default=(32,),
-        description=(
-            "With `target` and `local`, widths of the hidden layers that weigh an item for the "
-            "candidate."
-        ),
-    )
+    kind: Literal["mean", "target", "local"] = "target"
+    """`mean` of the items, `target`: a sum weighed by the candidate item, `local`: the same after
+    self-attention among the items."""
+    window: Annotated[int, Field(ge=4, le=1024)] = 64
+    """With `local`, items in a block; each item sees its own block and the one before."""
+    hidden: Widths = (32,)
+    """With `target` and `local`, widths of the hidden layers that weigh an item for the
+    candidate."""
 
 
 class Variant(Record):
     """Networks of another kind beside the model's own; what is left out is as in `model`."""
 
-    members: Annotated[int, Field(ge=1, le=16)] | None = Field(
-        default=None, description="Networks of this kind."
-    )
-    shared: Widths | None = Field(
-        default=None, description="Widths of the layers that tasks share."
-    )
-    towers: tuple[Positive, ...] | None = Field(
-        default=None, description="Widths of the layers of each task's tower."
-    )
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = Field(
-        default=None,
-        description="Share of each tower layer's outputs that are set to 0 in training.",
-    )
-    embedding_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = Field(
-        default=None, description="Share of the embeddings' numbers that are set to 0 in training."
-    )
+    members: Annotated[int, Field(ge=1, le=16)] | None = None
+    """Networks of this kind."""
+    shared: Widths | None = None
+    """Widths of the layers that tasks share."""
+    towers: tuple[Positive, ...] | None = None
+    """Widths of the layers of each task's tower."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    """Share of each tower layer's outputs that are set to 0 in training."""
+    embedding_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    """Share of the embeddings' numbers that are set to 0 in training."""
 
 
 class Trees(Record):
@@ -733,19 +517,17 @@ class Trees(Record):
     task, fitted on validation rows.
     """
 
-    count: int = Field(default=1000, ge=1, le=2000, description="Most trees of each task.")
-    leaves: int = Field(default=16, ge=2, le=64, description="Most leaves of a tree.")
-    leaf_rows: Positive = Field(default=50, description="Fewest training rows in a leaf.")
-    learning_rate: float = Field(
-        default=0.1, gt=0.0, le=1.0, description="Factor of what each tree adds."
-    )
-    rows: Positive = Field(
-        default=500_000,
-        description=(
-            "Most training rows to fit on, and most validation rows to stop by; of more, a random "
-            "sample."
-        ),
-    )
+    count: Annotated[int, Field(ge=1, le=2000)] = 1000
+    """Most trees of each task."""
+    leaves: Annotated[int, Field(ge=2, le=64)] = 16
+    """Most leaves of a tree."""
+    leaf_rows: Positive = 50
+    """Fewest training rows in a leaf."""
+    learning_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    """Factor of what each tree adds."""
+    rows: Positive = 500_000
+    """Most training rows to fit on, and most validation rows to stop by; of more, a random
+    sample."""
 
 
 class Model(Record):
@@ -760,97 +542,45 @@ class Model(Record):
     which then borrows the factors of the first.
     """
 
-    dim: int = Field(
-        default=16, ge=1, le=512, description="Width of the embeddings that the network reads."
-    )
-    interactions: tuple[Literal["fm", "cross", "dot", "match"], ...] = Field(
-        default=("fm", "dot"), description="Products of features that are made (see above)."
-    )
-    cross_layers: int = Field(
-        default=2,
-        ge=1,
-        le=8,
-        description="Layers of `cross`; each raises the degree of its products by one.",
-    )
-    cross_projection: Positive | None = Field(
-        default=None, description="Rank of the matrices of `cross`; none: full matrices."
-    )
-    first_order: bool = Field(
-        default=True,
-        description=(
-            "Whether each id and each scaled number has a weight of its own per task, added to "
-            "the logit."
-        ),
-    )
-    sharing: SharedBottom | Mmoe | Ple = Field(
-        default=SharedBottom(),
-        discriminator="kind",
-        description="How tasks share the layers below their own towers.",
-    )
-    gated: bool = Field(
-        default=True,
-        description=(
-            "Whether a learned sigmoid gate scales each tower layer's outputs, at twice the cost."
-        ),
-    )
-    shared: Widths = Field(
-        default=(256, 128),
-        description=(
-            "Widths of the layers that tasks share, of each expert where there are several."
-        ),
-    )
-    towers: tuple[Positive, ...] = Field(
-        default=(64,), description="Widths of the layers of each task's tower."
-    )
-    dropout: float = Field(
-        default=0.0,
-        ge=0.0,
-        lt=1.0,
-        description="Share of each tower layer's outputs that are set to 0 in training.",
-    )
-    embedding_dropout: float = Field(
-        default=0.0,
-        ge=0.0,
-        lt=1.0,
-        description="Share of the embeddings' numbers that are set to 0 in training.",
-    )
-    history: HistoryAttention = Field(
-        default=HistoryAttention(), description="How histories are read."
-    )
-    position: str | None = Field(
-        default=None,
-        description=(
-            "Context feature with the display position; its effect is learned in training and "
-            "left out when serving."
-        ),
-    )
-    members: int = Field(
-        default=1,
-        ge=1,
-        le=16,
-        description="Networks trained side by side; their logits are averaged.",
-    )
-    variants: tuple[Variant, ...] = Field(
-        default=(),
-        max_length=4,
-        description=(
-            "Further kinds of network, trained beside the model's own; weights fitted on "
-            "validation rows join them."
-        ),
-    )
-    trees: Trees | None = Field(
-        default=None, description="Boosted trees beside the networks; none: no trees."
-    )
-    recompute: bool = Field(
-        default=False,
-        description=(
-            "Whether the backward pass computes activations again, for less memory and more time."
-        ),
-    )
-    xla: bool = Field(
-        default=False,
-        description="Whether XLA compiles the layers above the embeddings in training.",
-    )
+    dim: Annotated[int, Field(ge=1, le=512)] = 16
+    """Width of the embeddings that the network reads."""
+    interactions: tuple[Literal["fm", "cross", "dot", "match"], ...] = ("fm", "dot")
+    """Products of features that are made (see above)."""
+    cross_layers: Annotated[int, Field(ge=1, le=8)] = 2
+    """Layers of `cross`; each raises the degree of its products by one."""
+    cross_projection: Positive | None = None
+    """Rank of the matrices of `cross`; none: full matrices."""
+    first_order: bool = True
+    """Whether each id and each scaled number has a weight of its own per task, added to the
+    logit."""
+    sharing: Annotated[SharedBottom | Mmoe | Ple, Field(discriminator="kind")] = SharedBottom()
+    """How tasks share the layers below their own towers."""
+    gated: bool = True
+    """Whether a learned sigmoid gate scales each tower layer's outputs, at twice the cost."""
+    shared: Widths = (256, 128)
+    """Widths of the layers that tasks share, of each expert where there are several."""
+    towers: tuple[Positive, ...] = (64,)
+    """Widths of the layers of each task's tower."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of each tower layer's outputs that are set to 0 in training."""
+    embedding_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the embeddings' numbers that are set to 0 in training."""
+    history: HistoryAttention = HistoryAttention()
+    """How histories are read."""
+    position: str | None = None
+    """Context feature with the display position; its effect is learned in training and left out
+    when serving."""
+    members: Annotated[int, Field(ge=1, le=16)] = 1
+    """Networks trained side by side; their logits are averaged."""
+    variants: Annotated[tuple[Variant, ...], Field(max_length=4)] = ()
+    """Further kinds of network, trained beside the model's own; weights fitted on validation rows
+    join them."""
+    trees: Trees | None = None
+    """Boosted trees beside the networks; none: no trees."""
+    recompute: bool = False
+    """Whether the backward pass computes activations again, for less memory and more time."""
+    xla: bool = False
+    """Whether XLA compiles the layers above the embeddings in training."""
 
     @property
     def kinds(self) -> tuple[Model, ...]:
@@ -866,41 +596,25 @@ class Model(Record):
 class Balancing(Record):
     """How the tasks' losses share the gradient."""
 
-    kind: Literal["fixed", "uncertainty", "gradnorm", "dwa", "pcgrad"] = Field(
-        default="fixed",
-        description=(
-            "`fixed`: by the tasks' `weight` alone; `uncertainty`: more for small losses; "
-            "`gradnorm`: equal pace of learning; `dwa`: more for losses that fall slowly; "
-            "`pcgrad`: without the parts of gradients that conflict."
-        ),
-    )
-    alpha: NonNegative = Field(
-        default=1.5,
-        description=(
-            "With `gradnorm`, how strongly tasks are pulled to an equal pace; 0 asks for equal "
-            "gradient norms."
-        ),
-    )
-    temperature: float = Field(
-        default=2.0,
-        gt=0.0,
-        description="With `dwa`, how alike the weights are: the higher, the more alike.",
-    )
+    kind: Literal["fixed", "uncertainty", "gradnorm", "dwa", "pcgrad"] = "fixed"
+    """`fixed`: by the tasks' `weight` alone; `uncertainty`: more for small losses; `gradnorm`:
+    equal pace of learning; `dwa`: more for losses that fall slowly; `pcgrad`: without the parts of
+    gradients that conflict."""
+    alpha: NonNegative = 1.5
+    """With `gradnorm`, how strongly tasks are pulled to an equal pace; 0 asks for equal gradient
+    norms."""
+    temperature: Annotated[float, Field(gt=0.0)] = 2.0
+    """With `dwa`, how alike the weights are: the higher, the more alike."""
 
 
 class EarlyStopping(Record):
     """Stop when validation gets no better, and keep the best epoch."""
 
-    metric: Literal["auc", "log_loss"] = Field(
-        default="auc",
-        description=(
-            "What epochs are compared by: the mean of the tasks' AUC or log loss, or of their root "
-            "mean squared error where all are regressions."
-        ),
-    )
-    patience: Positive = Field(
-        default=1, description="Epochs in a row without a better value after which training stops."
-    )
+    metric: Literal["auc", "log_loss"] = "auc"
+    """What epochs are compared by: the mean of the tasks' AUC or log loss, or of their root mean
+    squared error where all are regressions."""
+    patience: Positive = 1
+    """Epochs in a row without a better value after which training stops."""
 
 
 class Train(Record):
@@ -915,143 +629,90 @@ class Train(Record):
     served then knows the newest days too, for twice the time.
     """
 
-    batch_size: Positive = Field(default=256, description="Rows in a step, over all workers.")
-    epochs: Positive = Field(default=2, description="Most passes over the training rows.")
-    table_learning_rate: float = Field(
-        default=0.1, gt=0.0, description="Highest learning rate of the embedding tables."
-    )
-    table_initial_accumulator: NonNegative = Field(
-        default=1.0,
-        description=(
-            "Where the Adagrad accumulator of each table row starts, in squared gradients of a "
-            "single example."
-        ),
-    )
-    dense_learning_rate: float = Field(
-        default=0.001, gt=0.0, description="Highest learning rate of all other weights."
-    )
-    schedule: Literal["constant", "linear", "cosine"] = Field(
-        default="linear",
-        description=(
-            "How learning rates fall to a fiftieth by the end of the last epoch, on a line or "
-            "half a cosine wave, or that they do not."
-        ),
-    )
-    warmup_steps: int = Field(
-        default=50,
-        ge=0,
-        description="Steps in which learning rates rise at the start, at most a tenth of the run.",
-    )
-    weight_decay: NonNegative = Field(
-        default=0.0,
-        description="Share by which a step shrinks the layers' matrices, by unit of learning rate.",
-    )
-    balancing: Balancing = Field(
-        default=Balancing(), description="How the tasks' losses share the gradient."
-    )
-    calibration: Literal["none", "temperature", "platt", "isotonic"] = Field(
-        default="platt",
-        description=(
-            "What is fitted on validation rows to each task's logit: nothing, a scale "
-            "(`temperature`), a scale and a shift (`platt`) or a free rising curve (`isotonic`)."
-        ),
-    )
-    early_stopping: EarlyStopping = Field(
-        default=EarlyStopping(), description="When training stops before the last epoch."
-    )
-    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = Field(
-        default="float32",
-        description="Number type that layers compute in; weights are float32 in all three.",
-    )
-    negative_sampling: float = Field(
-        default=1.0,
-        gt=0.0,
-        le=1.0,
-        description=(
-            "Share of the rows without any positive label that is trained on; those kept weigh "
-            "its inverse."
-        ),
-    )
-    checkpoint_every: Positive | None = Field(
-        default=None,
-        description=(
-            "Steps between checkpoints within an epoch; none: only at the end of each epoch."
-        ),
-    )
-    max_steps: Positive | None = Field(
-        default=None, description="Most steps of the run; none: no limit but `epochs`."
-    )
-    refit: bool = Field(
-        default=False,
-        description=(
-            "Whether what is served is trained anew on training and validation rows together."
-        ),
-    )
-    seed: int = Field(
-        default=0,
-        ge=0,
-        lt=2**32,
-        description="Seed of first weights, dropout, the order of rows and sampling.",
-    )
+    batch_size: Positive = 256
+    """Rows in a step, over all workers."""
+    epochs: Positive = 2
+    """Most passes over the training rows."""
+    table_learning_rate: Annotated[float, Field(gt=0.0)] = 0.1
+    """Highest learning rate of the embedding tables."""
+    table_initial_accumulator: NonNegative = 1.0
+    """Where the Adagrad accumulator of each table row starts, in squared gradients of a single
+    example."""
+    dense_learning_rate: Annotated[float, Field(gt=0.0)] = 0.001
+    """Highest learning rate of all other weights."""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """How learning rates fall to a fiftieth by the end of the last epoch, on a line or half a
+    cosine wave, or that they do not."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    """Steps in which learning rates rise at the start, at most a tenth of the run."""
+    weight_decay: NonNegative = 0.0
+    """Share by which a step shrinks the layers' matrices, by unit of learning rate."""
+    balancing: Balancing = Balancing()
+    """How the tasks' losses share the gradient."""
+    calibration: Literal["none", "temperature", "platt", "isotonic"] = "platt"
+    """What is fitted on validation rows to each task's logit: nothing, a scale (`temperature`), a
+    scale and a shift (`platt`) or a free rising curve (`isotonic`)."""
+    early_stopping: EarlyStopping = EarlyStopping()
+    """When training stops before the last epoch."""
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    """Number type that layers compute in; weights are float32 in all three."""
+    negative_sampling: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the rows without any positive label that is trained on; those kept weigh its
+    inverse."""
+    checkpoint_every: Positive | None = None
+    """Steps between checkpoints within an epoch; none: only at the end of each epoch."""
+    max_steps: Positive | None = None
+    """Most steps of the run; none: no limit but `epochs`."""
+    refit: bool = False
+    """Whether what is served is trained anew on training and validation rows together."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of first weights, dropout, the order of rows and sampling."""
 
 
 class Evaluate(Record):
     """How metrics are split, beside those of all rows."""
 
-    slices: tuple[str, ...] = Field(
-        default=(),
-        description=(
-            "Features by whose raw values metrics are split; after a change the features must be "
-            "built again."
-        ),
-    )
-    largest: int = Field(
-        default=10,
-        ge=1,
-        le=100,
-        description="Most values of each feature that are told, those with the most rows.",
-    )
+    slices: tuple[str, ...] = ()
+    """Features by whose raw values metrics are split; after a change the features must be built
+    again."""
+    largest: Annotated[int, Field(ge=1, le=100)] = 10
+    """Most values of each feature that are told, those with the most rows."""
 
 
 class Serve(Record):
     """The ranking endpoint, which orders candidates by one score."""
 
-    blend: dict[str, float] = Field(
-        default={},
-        description=(
-            "Weight of each task's answer in the score; empty: equal for all probabilities, or "
-            "all numbers where there are none."
-        ),
-    )
-    max_candidates: Positive = Field(
-        default=2000, description="Most candidates in a request; one with more is refused."
-    )
-    max_body_bytes: Positive = Field(
-        default=4_000_000,
-        description="Most bytes in a request's body; a longer one is refused with status 413.",
-    )
-    deadline_ms: Positive = Field(
-        default=1000,
-        description=(
-            "Milliseconds from the start of a request to its answer, after which it fails with "
-            "status 504."
-        ),
-    )
+    blend: dict[str, float] = {}
+    """Weight of each task's answer in the score; empty: equal for all probabilities, or all numbers
+    where there are none."""
+    max_candidates: Positive = 2000
+    """Most candidates in a request; one with more is refused."""
+    max_body_bytes: Positive = 4_000_000
+    """Most bytes in a request's body; a longer one is refused with status 413."""
+    deadline_ms: Positive = 1000
+    """Milliseconds from the start of a request to its answer, after which it fails with status
+    504."""
 
 
 class Spec(Record):
     """The whole spec; see `recsys.spec.load`."""
 
-    name: Name = Field(description="Name of the spec, which manifests and the service show.")
-    data: Data = Field(description="Where the rows come from and how they are divided.")
-    features: tuple[Feature, ...] = Field(
-        min_length=1, description="What the model knows of user, item and context."
-    )
-    tasks: tuple[Task, ...] = Field(min_length=1, description="What the model predicts.")
-    model: Model = Field(default=Model(), description="The network.")
-    train: Train = Field(default=Train(), description="The training run.")
-    evaluate: Evaluate = Field(default=Evaluate(), description="What metrics are split by.")
-    serve: Serve = Field(default=Serve(), description="The ranking endpoint.")
+    name: Name
+    """Name of the spec, which manifests and the service show."""
+    data: Data
+    """Where the rows come from and how they are divided."""
+    features: Annotated[tuple[Feature, ...], Field(min_length=1)]
+    """What the model knows of user, item and context."""
+    tasks: Annotated[tuple[Task, ...], Field(min_length=1)]
+    """What the model predicts."""
+    model: Model = Model()
+    """The network."""
+    train: Train = Train()
+    """The training run."""
+    evaluate: Evaluate = Evaluate()
+    """What metrics are split by."""
+    serve: Serve = Serve()
+    """The ranking endpoint."""
 
     def feature(self, name: str) -> Feature:
         """The feature of that name."""

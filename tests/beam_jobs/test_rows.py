@@ -11,7 +11,6 @@ import pytest
 from beam_jobs import counters, sources
 from beam_jobs.history import histories
 from beam_jobs.join import attribute, deduplicate, join_table
-from beam_jobs.judge import tidy
 from beam_jobs.partition import gather, mixed, partition, stable_hash
 from beam_jobs.plan import plan_of
 from beam_jobs.split import identity, split_of
@@ -292,25 +291,6 @@ def test_windows_are_inclusive_and_the_funnel_is_repaired(plan):
     assert joined.rows["label:buy"].to_pylist() == [1.0, 0.0, 0.0, 0.0]
     assert joined.rows["known:buy"][0].as_py() == 2 * DAY  # the first of two
     assert joined.counts == {"actions_without_impression.buy": 1, "conversion_without_given.buy": 1}
-
-
-def test_requests_are_counted_while_they_are_few():
-    plan = fraction_plan("request: r, ")
-    rows = shown(*[(f"i{n}", "u", "p", 1, 0, 1) for n in range(300)])
-
-    def counts(requests):
-        named = rows.append_column(
-            "key:request", pa.array([f"r.{n % requests}" for n in range(300)])
-        )
-        return attribute(named, {"buy": events(("a", 1, 0))}, plan).counts
-
-    assert counts(2) == {
-        "actions_without_impression.buy": 1,
-        "request.r.0": 150,
-        "request.r.1": 150,
-    }
-    assert counts(200)["many_requests"] == 1
-    assert tidy(counts(2)).keys() == tidy({"actions_without_impression.buy": 1}).keys()
 
 
 def test_table_join_fills_what_is_missing():

@@ -29,16 +29,16 @@ features:
 - {name: tags, owner: item, encode: {kind: vocabulary, max_length: 2}, separator: "|"}
 - {name: price, owner: item, encode: {kind: numeric, scale: zscore}}
 - {name: bucket, owner: item, column: price, encode: {kind: quantiles, buckets: 5}}
-- {name: Size (cm), owner: item, encode: {kind: piecewise, bins: 4}}
+- {name: size, column: Size (cm), owner: item, encode: {kind: piecewise, bins: 4}}
 tasks:
 - {name: click, label: {column: click}}
 model: {dim: 4, shared: [8], towers: [4]}
-train: {epochs: 2, batch_size: 64, seed: SEED}
+train: {epochs: 2, batch_size: 64, seed: 0}
 """
 
 
 def spec(seed: int = 0) -> Spec:
-    return loads(SPEC.replace("Size (cm),", "size, column: Size (cm),").replace("SEED", str(seed)))
+    return loads(SPEC.replace("seed: 0", f"seed: {seed}"))
 
 
 def rows(days: int, seed: int, n: int = 1500) -> pd.DataFrame:

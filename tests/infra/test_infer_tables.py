@@ -315,11 +315,12 @@ def refused(path: Path, **named: Any) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("mark", [";", "\t", "|"])
-def test_another_separator_is_named(tmp_path: Path, mark: str) -> None:
+@pytest.mark.parametrize(("mark", "name"), [(";", "';'"), ("\t", "a tab"), ("|", "'|'")])
+def test_another_separator_is_named(tmp_path: Path, mark: str, name: str) -> None:
     path = tmp_path / "log.csv"
     log().to_csv(path, index=False, sep=mark)
-    assert f"separated by {mark!r}, a comma is expected" in refused(path)
+    error = refused(path)
+    assert f"separated by {name}" in error and "columns separated by a comma" in error
 
 
 def test_another_encoding_is_named(tmp_path: Path) -> None:
