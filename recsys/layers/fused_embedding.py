@@ -19,19 +19,25 @@ PADDING_ROW = 0
 TABLE_VARIABLE = "fused_table"
 
 
-@tf.custom_gradient
-def _expand(distinct: tf.Tensor, positions: tf.Tensor, present: tf.Tensor) -> Any:
-    """Copy ``distinct[positions]`` (rank 1); the gradient is summed back by position.
+def _expand(
+    distinct: tf.Tensor, positions: tf.Tensor, present: tf.Tensor, dtype: tf.DType
+) -> tf.Tensor:
+    """Copy ``distinct[positions]`` (rank 1) in `dtype`; the gradient is summed back by position.
 
     ``present`` is 1 for an id and 0 for padding, whose gradient is so left out.
     """
 
-    def grad(upstream: tf.Tensor) -> tuple[tf.Tensor, None, None]:
-        # Summed in the table's own precision: a frequent row adds up thousands of terms.
-        upstream = tf.cast(upstream, distinct.dtype)
-        return _sum_by_position(upstream, positions, present, tf.shape(distinct)[0]), None, None
+    @tf.custom_gradient
+    def copied(distinct: tf.Tensor) -> Any:
+        def grad(upstream: tf.Tensor) -> tf.Tensor:
+            # Summed in the table's own precision: a frequent row adds up thousands of terms.
+            upstream = tf.cast(upstream, distinct.dtype)
+            return _sum_by_position(upstream, positions, present, tf.shape(distinct)[0])
 
-    return tf.gather(distinct, positions), grad
+        # Cast before the copies are made: there are fewer distinct rows than ids.
+        return tf.gather(tf.cast(distinct, dtype), positions), grad
+
+    return copied(distinct)
 
 
 def _sum_by_position(
@@ -64,6 +70,7 @@ class FusedEmbedding(tf_keras.layers.Layer):
     ``[1 + total_rows, dim]``; row 0 holds zeros for padding. All ids of one call are made
     distinct first, so that each row is read once, and the gradient is a
     ``tf.IndexedSlices`` with distinct indices, whose size does not depend on the tables.
+    (Padding's row alone may come twice, with zeros each time.)
 
     An id below zero is padding: it embeds as zeros and receives no gradient. An id
     beyond its table counts as the table's last row, where a vocabulary's
@@ -304,27 +311,29 @@ class FusedEmbedding(tf_keras.layers.Layer):
         self, requests: Sequence[tuple[tf.Tensor, Any]], training: bool | None
     ) -> list[tf.Tensor]:
         if training is False:
-            found = [tf.gather(self.table, rows) for rows, _ in requests]
+            found = [
+                tf.cast(tf.gather(self.table, rows), self.compute_dtype) for rows, _ in requests
+            ]
         else:
-            found = self._look_up_distinct([rows for rows, _ in requests])
-        found = [tf.cast(rows, self.compute_dtype) for rows in found]
+            found = self._look_up_distinct(requests)
         if self.projection is None:
             return found
         tables = [table for _, table in requests]
         return [self._project(rows, table) for rows, table in zip(found, tables, strict=True)]
 
-    def _look_up_distinct(self, requests: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        flat = [tf.reshape(rows, [-1]) for rows in requests]
+    def _look_up_distinct(self, requests: Sequence[tuple[tf.Tensor, Any]]) -> list[tf.Tensor]:
+        flat = [tf.reshape(rows, [-1]) for rows, _ in requests]
         together = flat[0] if len(flat) == 1 else tf.concat(flat, axis=0)
-        unique, positions = tf.unique(together)
+        cut = _cut(requests[0][1]) if len(requests) == 1 else 0
+        unique, positions = _unique_by_halves(requests[0][0], cut) if cut else tf.unique(together)
         present = tf.cast(together != PADDING_ROW, self.table.dtype)
         distinct = tf.gather(self.table, unique)
-        expanded = _expand(distinct, positions, present)
+        expanded = _expand(distinct, positions, present, self.compute_dtype)
         parts = [expanded]
         if len(flat) > 1:
             parts = tf.split(expanded, [tf.size(rows) for rows in flat])
         found = []
-        for rows, part in zip(requests, parts, strict=True):
+        for (rows, _), part in zip(requests, parts, strict=True):
             embedded = tf.reshape(part, tf.concat([tf.shape(rows), [self.dim]], axis=0))
             embedded.set_shape(rows.shape.concatenate([self.dim]))
             found.append(embedded)
@@ -356,6 +365,29 @@ def _pairs(named: Mapping[str, Any] | Sequence[tuple[str, Any]]) -> list[tuple[s
     """A mapping, or pairs (lists of two, after a round trip through JSON), as pairs."""
     items = named.items() if isinstance(named, Mapping) else named
     return [(name, value) for name, value in items]
+
+
+def _cut(tables: Any) -> int:
+    """The column nearest to the middle with no table on both of its sides; 0 without one."""
+    if isinstance(tables, str):
+        return 0
+    cuts = [at for at in range(1, len(tables)) if not set(tables[:at]) & set(tables[at:])]
+    return min(cuts, key=lambda at: abs(2 * at - len(tables)), default=0)
+
+
+def _unique_by_halves(rows: tf.Tensor, cut: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """``tf.unique`` of rows ``[batch, fields]`` whose columns before and after ``cut`` share none.
+
+    An op finds the distinct values of its input on one thread; two of them run side by side,
+    each with half as much to keep in the cache. Only padding may come twice.
+    """
+    halves = [tf.unique(tf.reshape(half, [-1])) for half in (rows[:, :cut], rows[:, cut:])]
+    (first, at_first), (second, at_second) = halves
+    columns = [
+        tf.reshape(at_first, [-1, cut]),
+        tf.reshape(at_second + tf.size(first), [-1, rows.shape[1] - cut]),
+    ]
+    return tf.concat([first, second], axis=0), tf.reshape(tf.concat(columns, axis=1), [-1])
 
 
 def _to_rows(ids: tf.Tensor, start: Any, last: Any) -> tf.Tensor:

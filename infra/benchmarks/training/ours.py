@@ -22,21 +22,24 @@ from recsys.schema import REQUEST_KEY, USER_KEY, label_column
 from recsys.spec import Spec, loads
 
 _PLAIN, _GATED = "gated: false, interactions: [], first_order: false", "interactions: [fm]"
+
+# Settings of the model and of training, by contestant.
 MODELS = {
-    "ours": _PLAIN,
-    "ours, XLA": f"{_PLAIN}, xla: true",
-    "ours, gated FM": _GATED,
-    "ours, gated FM, XLA": f"{_GATED}, xla: true",
+    "ours": (_PLAIN, ""),
+    "ours, bfloat16": (_PLAIN, "precision: mixed_bfloat16"),
+    "ours, XLA": (f"{_PLAIN}, xla: true", ""),
+    "ours, gated FM": (_GATED, ""),
+    "ours, gated FM, XLA": (f"{_GATED}, xla: true", ""),
 }
 
 
-def make_spec(model: str = "", batch: int = worker.BATCH) -> Spec:
-    """The Criteo-like spec, with the given settings of the model."""
+def make_spec(model: str = "", train: str = "", batch: int = worker.BATCH) -> Spec:
+    """The Criteo-like spec, with the given settings of the model and of training."""
     features = [
         *(f"- {{name: c{n}, owner: item, encode: vocabulary}}" for n in range(worker.FIELDS)),
         *(f"- {{name: n{n}, owner: item, encode: numeric}}" for n in range(worker.NUMBERS)),
     ]
-    extra = f", {model}" if model else ""
+    model, train = (f", {settings}" if settings else "" for settings in (model, train))
     return loads(
         "\n".join(
             [
@@ -48,8 +51,8 @@ def make_spec(model: str = "", batch: int = worker.BATCH) -> Spec:
                 "tasks:",
                 "- {name: click, label: {column: click}}",
                 "- {name: conversion, label: {column: conversion}, given: click}",
-                f"model: {{dim: {worker.DIM}, shared: {list(worker.UNITS)}, towers: []{extra}}}",
-                f"train: {{batch_size: {batch}}}",
+                f"model: {{dim: {worker.DIM}, shared: {list(worker.UNITS)}, towers: []{model}}}",
+                f"train: {{batch_size: {batch}{train}}}",
             ]
         )
     )
@@ -88,7 +91,7 @@ def open_input(spec: Spec, folder: Path) -> Iterator[Any]:
     )
 
 
-def make_step(model: str, rows: int, folder: Path) -> Callable[[], Any]:
+def make_step(contestant: str, rows: int, folder: Path) -> Callable[[], Any]:
     """A training step of the whole model, on the next batch from disk."""
     import tensorflow as tf
 
@@ -96,7 +99,7 @@ def make_step(model: str, rows: int, folder: Path) -> Callable[[], Any]:
     from training.memory import keep_freed_memory, use_huge_pages
 
     keep_freed_memory()
-    spec = make_spec(model)
+    spec = make_spec(*MODELS[contestant])
     network = build(spec, {f"c{n}": worker.per_table(rows) for n in range(worker.FIELDS)})
     data = open_input(spec, folder)
     step = tf.function(network.train_step, reduce_retracing=True)
@@ -172,7 +175,7 @@ def main() -> None:
     tf.config.threading.set_intra_op_parallelism_threads(worker.THREADS)
     tf.config.threading.set_inter_op_parallelism_threads(worker.THREADS)
     if name in MODELS:
-        step = make_step(MODELS[name], rows, folder)
+        step = make_step(name, rows, folder)
     elif name == "input":
         import json
 

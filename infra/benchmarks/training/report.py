@@ -107,7 +107,8 @@ def machine() -> str:
     info = Path("/proc/cpuinfo")
     text = info.read_text() if info.exists() else ""
     name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    widest = [flag for flag in ("amx_tile", "avx512f", "avx2") if re.search(rf"\b{flag}\b", text)]
+    flags = ("amx_tile", "avx512_bf16", "avx512f", "avx2")
+    widest = [flag for flag in flags if re.search(rf"\b{flag}\b", text)]
     return f"{name.group(1) if name else 'unknown processor'}, {os.cpu_count()} cores" + (
         f", {widest[0]}" if widest else ""
     )

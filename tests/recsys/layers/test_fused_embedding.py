@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from recsys.layers import FusedEmbedding, pool_list
+from recsys.optimizers import RowAdagrad
 
 
 def numbered(**kwargs):
@@ -93,6 +94,49 @@ def test_gradient_equals_that_of_plain_gathers():
             loss = tf.reduce_sum(weights * layer(ids, training=training))
         grads.append(tf.convert_to_tensor(tape.gradient(loss, layer.table)))
     np.testing.assert_allclose(grads[0], grads[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ["user", "item", "tag", "city"],
+        ["user", "user", "item", "tag", "tag"],
+        ["user", "item", "tag", "user"],
+        ["user", "user"],
+    ],
+    ids=["cut in the middle", "cut beside the middle", "no cut", "one table"],
+)
+def test_however_the_columns_are_cut_rows_and_steps_are_those_of_plain_gathers(fields):
+    """Padding in each column: found in both halves, it must stay a row of zeros."""
+    tables = {"user": 20, "item": 9, "tag": 5, "city": 3}
+    rng = np.random.default_rng(0)
+    ids = np.stack([rng.integers(-2, tables[table], 64) for table in fields], 1)
+    weights = tf.constant(rng.normal(size=(64, len(fields), 3)), tf.float32)
+    start = tf.constant(rng.normal(size=(38, 3)), tf.float32)
+    after = []
+    for training in (True, False):
+        layer = FusedEmbedding(tables, 3, fields=fields)
+        layer.build()
+        layer.table.assign(tf.concat([tf.zeros([1, 3]), start[1:]], axis=0))
+        optimizer = RowAdagrad(0.1, distinct_indices=training)
+        with tf.GradientTape() as tape:
+            found = layer(tf.constant(ids), training=training)
+            loss = tf.reduce_sum(weights * found)
+        gradient = tape.gradient(loss, layer.table)
+        if training:
+            repeated = np.flatnonzero(np.bincount(gradient.indices) > 1)
+            assert set(repeated) <= {0}
+        else:
+            padding = np.isin(gradient.indices, [0])
+            kept = np.where(padding[:, None], 0.0, gradient.values)
+            gradient = tf.IndexedSlices(
+                tf.constant(kept, tf.float32), gradient.indices, gradient.dense_shape
+            )
+        optimizer.apply_gradients([(gradient, layer.table)])
+        after.append((found.numpy(), layer.table.numpy()))
+    np.testing.assert_array_equal(after[0][0], after[1][0])
+    np.testing.assert_allclose(after[0][1], after[1][1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(after[0][1][0], np.zeros(3))
 
 
 def test_frequent_rows_are_summed_in_the_tables_precision():
