@@ -70,7 +70,6 @@ class FusedEmbedding(tf_keras.layers.Layer):
     ``[1 + total_rows, dim]``; row 0 holds zeros for padding. All ids of one call are made
     distinct first, so that each row is read once, and the gradient is a
     ``tf.IndexedSlices`` with distinct indices, whose size does not depend on the tables.
-    (Padding's row alone may come twice, with zeros each time.)
 
     An id below zero is padding: it embeds as zeros and receives no gradient. An id
     beyond its table counts as the table's last row, where a vocabulary's
@@ -315,17 +314,16 @@ class FusedEmbedding(tf_keras.layers.Layer):
                 tf.cast(tf.gather(self.table, rows), self.compute_dtype) for rows, _ in requests
             ]
         else:
-            found = self._look_up_distinct(requests)
+            found = self._look_up_distinct([rows for rows, _ in requests])
         if self.projection is None:
             return found
         tables = [table for _, table in requests]
         return [self._project(rows, table) for rows, table in zip(found, tables, strict=True)]
 
-    def _look_up_distinct(self, requests: Sequence[tuple[tf.Tensor, Any]]) -> list[tf.Tensor]:
-        flat = [tf.reshape(rows, [-1]) for rows, _ in requests]
+    def _look_up_distinct(self, requests: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        flat = [tf.reshape(rows, [-1]) for rows in requests]
         together = flat[0] if len(flat) == 1 else tf.concat(flat, axis=0)
-        cut = _cut(requests[0][1]) if len(requests) == 1 else 0
-        unique, positions = _unique_by_halves(requests[0][0], cut) if cut else tf.unique(together)
+        unique, positions = tf.unique(together)
         present = tf.cast(together != PADDING_ROW, self.table.dtype)
         distinct = tf.gather(self.table, unique)
         expanded = _expand(distinct, positions, present, self.compute_dtype)
@@ -333,7 +331,7 @@ class FusedEmbedding(tf_keras.layers.Layer):
         if len(flat) > 1:
             parts = tf.split(expanded, [tf.size(rows) for rows in flat])
         found = []
-        for (rows, _), part in zip(requests, parts, strict=True):
+        for rows, part in zip(requests, parts, strict=True):
             embedded = tf.reshape(part, tf.concat([tf.shape(rows), [self.dim]], axis=0))
             embedded.set_shape(rows.shape.concatenate([self.dim]))
             found.append(embedded)
@@ -365,29 +363,6 @@ def _pairs(named: Mapping[str, Any] | Sequence[tuple[str, Any]]) -> list[tuple[s
     """A mapping, or pairs (lists of two, after a round trip through JSON), as pairs."""
     items = named.items() if isinstance(named, Mapping) else named
     return [(name, value) for name, value in items]
-
-
-def _cut(tables: Any) -> int:
-    """The column nearest to the middle with no table on both of its sides; 0 without one."""
-    if isinstance(tables, str):
-        return 0
-    cuts = [at for at in range(1, len(tables)) if not set(tables[:at]) & set(tables[at:])]
-    return min(cuts, key=lambda at: abs(2 * at - len(tables)), default=0)
-
-
-def _unique_by_halves(rows: tf.Tensor, cut: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """``tf.unique`` of rows ``[batch, fields]`` whose columns before and after ``cut`` share none.
-
-    An op finds the distinct values of its input on one thread; two of them run side by side,
-    each with half as much to keep in the cache. Only padding may come twice.
-    """
-    halves = [tf.unique(tf.reshape(half, [-1])) for half in (rows[:, :cut], rows[:, cut:])]
-    (first, at_first), (second, at_second) = halves
-    columns = [
-        tf.reshape(at_first, [-1, cut]),
-        tf.reshape(at_second + tf.size(first), [-1, rows.shape[1] - cut]),
-    ]
-    return tf.concat([first, second], axis=0), tf.reshape(tf.concat(columns, axis=1), [-1])
 
 
 def _to_rows(ids: tf.Tensor, start: Any, last: Any) -> tf.Tensor:

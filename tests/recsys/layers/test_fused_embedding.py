@@ -96,19 +96,10 @@ def test_gradient_equals_that_of_plain_gathers():
     np.testing.assert_allclose(grads[0], grads[1], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        ["user", "item", "tag", "city"],
-        ["user", "user", "item", "tag", "tag"],
-        ["user", "item", "tag", "user"],
-        ["user", "user"],
-    ],
-    ids=["cut in the middle", "cut beside the middle", "no cut", "one table"],
-)
-def test_however_the_columns_are_cut_rows_and_steps_are_those_of_plain_gathers(fields):
-    """Padding in each column: found in both halves, it must stay a row of zeros."""
+def test_rows_and_steps_are_those_of_plain_gathers():
+    """With padding in each column, whose row must stay zeros."""
     tables = {"user": 20, "item": 9, "tag": 5, "city": 3}
+    fields = ["user", "item", "tag", "city", "user"]
     rng = np.random.default_rng(0)
     ids = np.stack([rng.integers(-2, tables[table], 64) for table in fields], 1)
     weights = tf.constant(rng.normal(size=(64, len(fields), 3)), tf.float32)
@@ -124,8 +115,7 @@ def test_however_the_columns_are_cut_rows_and_steps_are_those_of_plain_gathers(f
             loss = tf.reduce_sum(weights * found)
         gradient = tape.gradient(loss, layer.table)
         if training:
-            repeated = np.flatnonzero(np.bincount(gradient.indices) > 1)
-            assert set(repeated) <= {0}
+            assert len(set(gradient.indices.numpy())) == len(gradient.indices)
         else:
             padding = np.isin(gradient.indices, [0])
             kept = np.where(padding[:, None], 0.0, gradient.values)
