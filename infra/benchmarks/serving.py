@@ -2,6 +2,7 @@
 
     python -m infra.benchmarks.serving --models MODELS --features FEATURES
     python -m infra.benchmarks.serving                  # a stand-in model of the spec's inputs
+    python -m infra.benchmarks.serving --swap           # also while a new version is taken up
 
 The stand-in looks every id up in a vocabulary and sums embeddings into a small tower, so that
 the time of strings and lookups is that of a real model of the spec; its numbers mean nothing.
@@ -30,11 +31,12 @@ from rich.console import Console
 from rich.table import Table
 
 import recsys  # noqa: F401  (Keras switch first)
-from recsys.artifacts import write_folder, write_manifest
+from recsys.artifacts import read_manifest, write_folder, write_manifest
 from recsys.schema import RawColumn, output_names, raw_columns
 from recsys.spec import Spec, dumps, fingerprints, load
 from serving.example import example_request
 from serving.store import LocalStore
+from serving.versions import scan
 
 SPECS = Path(__file__).parent.parent / "specs"
 
@@ -144,17 +146,61 @@ def measure(url: str, body: dict[str, Any], requests: int) -> tuple[np.ndarray, 
     return np.array(seen), np.array(took)
 
 
+def publish_again(models: Path) -> int:
+    """The newest version once more, as the next one; its number."""
+    newest = max(found.version for found in scan(models))
+    source = models / str(newest)
+    manifest = read_manifest(source, "model")
+    with write_folder(models / str(newest + 1)) as aside:
+        shutil.copytree(source, aside, dirs_exist_ok=True)
+        manifest["version"] = newest + 1
+        write_manifest(aside, "model", manifest["fingerprints"], manifest)
+    return newest + 1
+
+
+def measure_swap(
+    url: str, body: dict[str, Any], models: Path
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Milliseconds of the requests sent while a new version is noticed, loaded and taken up.
+
+    Returns:
+        As the client and as the service sees each request from the publication up to the first
+        answer of the new version, and as the client sees the hundred after it.
+    """
+    content = orjson.dumps(body)
+    seen: list[float] = []
+    took: list[float] = []
+    after: list[float] = []
+    version = publish_again(models)
+    with httpx.Client(timeout=30) as session:
+        while len(after) < 100:
+            began = time.perf_counter()
+            answer = session.post(f"{url}/v1/rank", content=content)
+            elapsed = (time.perf_counter() - began) * 1000
+            answer.raise_for_status()
+            found = answer.json()
+            if found["model_version"] == version:
+                after.append(elapsed)
+            else:
+                seen.append(elapsed)
+                took.append(found["took_ms"])
+    return np.array(seen), np.array(took), np.array(after)
+
+
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", type=Path)
     parser.add_argument("--features", type=Path)
     parser.add_argument(
-        "--spec", type=Path, default=SPECS / "kuairand.yaml", help="spec of the stand-in"
+        "--spec", type=Path, default=SPECS / "world.yaml", help="spec of the stand-in"
     )
     parser.add_argument("--engine", choices=["local", "ray"], action="append")
     parser.add_argument("--candidates", type=int, action="append")
     parser.add_argument("--requests", type=int, default=500)
+    parser.add_argument(
+        "--swap", action="store_true", help="also measure while a new version is taken up"
+    )
     options = parser.parse_args()
     if (options.models is None) != (options.features is None):
         parser.error("give both --models and --features, or neither")
@@ -163,6 +209,12 @@ def main() -> None:
         folder = Path(tempfile.mkdtemp(prefix="recsys-serving-"))
         stand_in(load(options.spec), folder)
         options.models, options.features = folder / "models", folder / "features"
+    if options.swap and folder is None:
+        # Versions are published below: never into the caller's folder.
+        newest = str(max(found.version for found in scan(options.models)))
+        folder = Path(tempfile.mkdtemp(prefix="recsys-serving-"))
+        shutil.copytree(options.models / newest, folder / "models" / newest)
+        options.models = folder / "models"
     spec = LocalStore(options.features).spec
     result = Table(title=f"POST /v1/rank, spec {spec.name}, milliseconds")
     for name in ("engine", "candidates", "p50", "p99", "in the service p50", "p99"):
@@ -177,6 +229,20 @@ def main() -> None:
                 result.add_row(
                     engine, str(len(body["candidates"])), *(f"{cell:.2f}" for cell in cells)
                 )
+                if options.swap:
+                    seen, took, after = measure_swap(url, body, options.models)
+                    cells = [np.percentile(values, q) for values in (seen, took) for q in (50, 99)]
+                    result.add_row(
+                        f"{engine}, {len(seen)} while a version is swapped",
+                        str(len(body["candidates"])),
+                        *(f"{cell:.2f}" for cell in cells),
+                    )
+                    cells = [np.percentile(after, q) for q in (50, 99)]
+                    result.add_row(
+                        f"{engine}, {len(after)} after it",
+                        str(len(body["candidates"])),
+                        *(f"{cell:.2f}" for cell in cells),
+                    )
         finally:
             child.send_signal(signal.SIGTERM)
             child.wait(timeout=60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import pytest
 from recsys.errors import UserError
 from recsys.spec import Spec, fingerprints
 from serving.engine import running
-from serving.live import Live
+from serving.live import Live, frequent_switches
 from serving.metrics import Metrics
 
 pytestmark = pytest.mark.long
@@ -215,3 +216,11 @@ def test_other_features_wait_for_their_model(
     live.poll()
     assert live.current.version == 3
     assert live.current.store.fingerprint == fingerprints(spec)["features"]
+
+
+def test_threads_switch_more_often_only_while_a_version_loads():
+    before = sys.getswitchinterval()
+    with pytest.raises(RuntimeError), frequent_switches(0.001):
+        assert sys.getswitchinterval() == pytest.approx(0.001)
+        raise RuntimeError
+    assert sys.getswitchinterval() == before
