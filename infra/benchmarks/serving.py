@@ -130,19 +130,25 @@ def start(models: Path, features: Path, engine: str) -> tuple[subprocess.Popen, 
     raise SystemExit("The service did not start; see above.")
 
 
+def ask(session: httpx.Client, url: str, content: bytes) -> tuple[float, dict[str, Any]]:
+    """One request: the milliseconds that it took the client, and the answer."""
+    began = time.perf_counter()
+    answer = session.post(f"{url}/v1/rank", content=content)
+    elapsed = (time.perf_counter() - began) * 1000
+    answer.raise_for_status()
+    return elapsed, answer.json()
+
+
 def measure(url: str, body: dict[str, Any], requests: int) -> tuple[np.ndarray, np.ndarray]:
     """Milliseconds of each request, one after the other: as the client and the service see it."""
     content = orjson.dumps(body)
     seen, took = [], []
     with httpx.Client(timeout=30) as session:
         for request in range(requests + requests // 10):
-            began = time.perf_counter()
-            answer = session.post(f"{url}/v1/rank", content=content)
-            elapsed = (time.perf_counter() - began) * 1000
-            answer.raise_for_status()
+            elapsed, answer = ask(session, url, content)
             if request >= requests // 10:  # the first tenth warms up
                 seen.append(elapsed)
-                took.append(answer.json()["took_ms"])
+                took.append(answer["took_ms"])
     return np.array(seen), np.array(took)
 
 
@@ -174,16 +180,12 @@ def measure_swap(
     version = publish_again(models)
     with httpx.Client(timeout=30) as session:
         while len(after) < 100:
-            began = time.perf_counter()
-            answer = session.post(f"{url}/v1/rank", content=content)
-            elapsed = (time.perf_counter() - began) * 1000
-            answer.raise_for_status()
-            found = answer.json()
-            if found["model_version"] == version:
+            elapsed, answer = ask(session, url, content)
+            if answer["model_version"] == version:
                 after.append(elapsed)
             else:
                 seen.append(elapsed)
-                took.append(found["took_ms"])
+                took.append(answer["took_ms"])
     return np.array(seen), np.array(took), np.array(after)
 
 
@@ -193,7 +195,10 @@ def main() -> None:
     parser.add_argument("--models", type=Path)
     parser.add_argument("--features", type=Path)
     parser.add_argument(
-        "--spec", type=Path, default=SPECS / "world.yaml", help="spec of the stand-in"
+        "--spec",
+        type=Path,
+        default=SPECS / "world.yaml",
+        help="spec of the stand-in, without counters",
     )
     parser.add_argument("--engine", choices=["local", "ray"], action="append")
     parser.add_argument("--candidates", type=int, action="append")
