@@ -10,6 +10,7 @@ import tensorflow_recommenders as tfrs
 import tf_keras
 
 from recsys.balancing import make_balancer
+from recsys.exchange import sum_over_replicas
 from recsys.layers import GatedDense
 from recsys.layers.randomness import draw_seed, fold_in
 from recsys.layers.tree_ensemble import Forest, TreeEnsemble
@@ -163,10 +164,12 @@ class RankingModel(tfrs.Model):
         gradients, logs = self.balancer.gradients(
             losses, tape, self.shared_variables(), variables, scale=scale
         )
+        gradients = sum_over_replicas(gradients)
         if self._scaler:
             gradients = self._scaler.unscale(gradients)
         self.optimizer.apply_gradients(
-            [(g, v) for g, v in zip(gradients, variables, strict=True) if g is not None]
+            [(g, v) for g, v in zip(gradients, variables, strict=True) if g is not None],
+            experimental_aggregate_gradients=False,
         )
         return {**self._report(losses), **logs}
 
@@ -293,16 +296,11 @@ class _LossScale(tf.Module):
         return self._scale.read_value()
 
     def unscale(self, gradients: list[Any]) -> list[Any]:
+        """Gradients without the scale. They are summed over the replicas, which so agree."""
         values = [
             g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients if g is not None
         ]
         finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(v)) for v in values])
-        # Every replica must agree, or their weights would part.
-        context = tf.distribute.get_replica_context()
-        bad = tf.cast(~finite, tf.float32)
-        if context is not None and context.num_replicas_in_sync > 1:
-            bad = context.all_reduce(tf.distribute.ReduceOp.SUM, bad)
-        finite = tf.equal(bad, 0.0)
         scale = self._scale.read_value()
         good = tf.where(finite, self._good + 1, 0)
         grown = tf.where(good >= self._growth_steps, scale * 2.0, scale)

@@ -54,7 +54,7 @@ RULES: tuple[tuple[str, str, str], ...] = (
     (
         EMBEDDING,
         r"SparseTensorDenseMatMul|Resource(Gather|Scatter)|Unique|\w*UnsortedSegment",
-        r"(.*/)?(embedding_\d+|first_order|embedding_gradient)/|(FirstOrder)?Tables/",
+        r"(.*/)?(embedding_\d+|first_order|embedding_gradient|embedding_exchange)/|(FirstOrder)?Tables/",
     ),
     (DENSE, r"(_?Fused|Batch)?MatMul|_?Xla", r"(.*/)?network_\d+/[^/]+/|Dense/"),
     # What stands in no layer of a network joins what was looked up: pooling, slicing.
