@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ class CountPast(beam.PTransform):
                 lambda pair, features: past.totals(pair[1][1], features[pair[0][0]]),
                 {feature.name: feature for feature in self.plan.counters},
             )
-            | "Totals" >> beam.CombineGlobally(_add_totals)
+            | "Totals" >> beam.CombineGlobally(_Sums())
         )
         outputs = (
             partials
@@ -95,10 +96,15 @@ class CountPast(beam.PTransform):
         return shard, past.attach(next(iter(met["rows"])), replies, self.plan)
 
 
-def _add_totals(parts: Iterator[past.Totals]) -> past.Totals:
-    total: past.Totals = {}
-    for part in parts:
-        for key, (shown, positives) in part.items():
-            known = total.get(key, (0, 0))
-            total[key] = (known[0] + shown, known[1] + positives)
-    return total
+class _Sums(beam.CombineFn):
+    def create_accumulator(self) -> past.Totals:
+        return {}
+
+    def add_input(self, total: past.Totals, part: past.Totals) -> past.Totals:
+        return past.add_totals(total, part)
+
+    def merge_accumulators(self, parts: Iterable[past.Totals]) -> past.Totals:
+        return functools.reduce(past.add_totals, parts, {})
+
+    def extract_output(self, total: past.Totals) -> past.Totals:
+        return total

@@ -22,8 +22,8 @@ from recsys.spec.records import Counter, Feature
 
 KEY, SHOWN, POSITIVES, ASKED, VALUE = "joint_key", "shown", "positives", "asked", "value"
 _SEPARATOR = "\x1f"
-Totals = dict[tuple[str, int], tuple[int, int]]
-"""By counter feature and day: impressions of the day, and positives that it made known."""
+Totals = dict[str, dict[int, tuple[int, int]]]
+"""By counter feature, then by day: impressions of the day, and positives that it made known."""
 
 
 def _encode(feature: Feature) -> Counter:
@@ -78,15 +78,18 @@ def partial(rows: pa.Table, feature: Feature, plan: Plan) -> pa.Table:
 def totals(part: pa.Table, feature: Feature) -> Totals:
     """The sums of a partial over its keys, by day."""
     sums = part.group_by(DAY).aggregate([(SHOWN, "sum"), (POSITIVES, "sum")])
-    return {
-        (feature.name, day): (shown, positives)
-        for day, shown, positives in zip(
-            sums[DAY].to_pylist(),
-            sums[f"{SHOWN}_sum"].to_pylist(),
-            sums[f"{POSITIVES}_sum"].to_pylist(),
-            strict=True,
-        )
-    }
+    both = zip(sums[f"{SHOWN}_sum"].to_pylist(), sums[f"{POSITIVES}_sum"].to_pylist(), strict=True)
+    return {feature.name: dict(zip(sums[DAY].to_pylist(), both, strict=True))}
+
+
+def add_totals(total: Totals, part: Totals) -> Totals:
+    """Add a part to a total, in place: of many days, copies would take longer than all else."""
+    for name, days in part.items():
+        known = total.setdefault(name, {})
+        for day, (shown, positives) in days.items():
+            before = known.get(day, (0, 0))
+            known[day] = (before[0] + shown, before[1] + positives)
+    return total
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ class Overall:
     @staticmethod
     def of(sums: Totals, feature: str) -> Overall:
         """The rates of one counter feature."""
-        rows = sorted((day, *both) for (name, day), both in sums.items() if name == feature)
+        rows = sorted((day, *both) for day, both in sums.get(feature, {}).items())
         table = np.array(rows, dtype=np.int64).reshape(-1, 3)
         return Overall(table[:, 0], table[:, 1].cumsum(), table[:, 2].cumsum())
 

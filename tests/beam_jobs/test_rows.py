@@ -345,9 +345,7 @@ def count_past(plan, shards):
     parts = [(number, counters.partial(rows, feature, plan)) for number, rows in shards]
     sums: counters.Totals = {}
     for _, part in parts:
-        for key, both in counters.totals(part, feature).items():
-            known = sums.get(key, (0, 0))
-            sums[key] = (known[0] + both[0], known[1] + both[1])
+        counters.add_totals(sums, counters.totals(part, feature))
     overall = counters.Overall.of(sums, "rate")
     replies, final = counters.answers(parts, feature, overall)
     values = {}
