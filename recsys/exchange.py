@@ -18,8 +18,6 @@ def sum_over_replicas(gradients: Sequence[Gradient]) -> list[Gradient]:
     indices and values. Here all of them travel in one gathering, whose length goes ahead in an
     exchange of its own, and dense gradients in one sum.
 
-    Call it in a replica's context, within a ``tf.function``.
-
     Args:
       gradients: dense float32, of the same shapes on each replica; or ``tf.IndexedSlices`` of
         float32 values with int32 or int64 indices below 2**31, as many as each replica has. None
@@ -67,12 +65,13 @@ def _unpack(
     shapes = [each.values.shape[1:] for each in slices]
     widths = tf.constant([shape.num_elements() for shape in shapes], tf.int32)
     parts: list[list[tf.Tensor]] = []
+    end = tf.constant(0)
     for _ in range(replicas):
-        lengths = tf.bitcast(together[: len(slices)], tf.int32)
+        start = end + len(slices)
+        lengths = tf.bitcast(together[end:start], tf.int32)
         sizes = tf.concat([lengths, lengths * widths], axis=0)
-        end = len(slices) + tf.reduce_sum(sizes)
-        parts.append(tf.split(together[len(slices) : end], sizes, num=2 * len(slices)))
-        together = together[end:]
+        end = start + tf.reduce_sum(sizes)
+        parts.append(tf.split(together[start:end], sizes, num=2 * len(slices)))
     joined = [tf.concat(of_all, axis=0) for of_all in zip(*parts, strict=True)]
     return [
         tf.IndexedSlices(

@@ -29,11 +29,12 @@ def replica():
         tf.fill([1, 1], tf.cast(number, tf.float32)), 2**31 - 1 - number[tf.newaxis], None
     )
     dense = tf.fill([2, 1], tf.cast(number + 1, tf.float32))
-    given = [wide, None, dense, narrow, tf.cast(number, tf.float32)]
-    wide, none, dense, narrow, scalar = sum_over_replicas(given)
+    overflown = tf.where(number == 1, float("inf"), 0.0)  # on one of them
+    given = [wide, None, dense, narrow, overflown]
+    wide, none, dense, narrow, overflown = sum_over_replicas(given)
     assert none is None and wide.indices.dtype == tf.int64 and narrow.indices.dtype == tf.int32
     assert wide.values.shape[1:] == [2] and wide.dense_shape is given[0].dense_shape
-    return wide.values, wide.indices, dense, narrow.values, narrow.indices, scalar
+    return wide.values, wide.indices, dense, narrow.values, narrow.indices, overflown
 
 got = tf.function(lambda: strategy.run(replica))()
 print(json.dumps([
@@ -52,7 +53,7 @@ def test_slices_of_all_replicas_one_after_another_and_sums_of_dense() -> None:
         [[6], [6]],
         [[0], [1], [2]],
         [2**31 - 1, 2**31 - 2, 2**31 - 3],
-        3,
+        float("inf"),  # so that all of them leave the step out
     ]
     # Each of the three has all of it.
     assert json.loads(run.stdout) == [[each] * 3 for each in expected]
