@@ -183,7 +183,9 @@ class RankingModel(tfrs.Model):
         return {"loss": total, **report}
 
     def shared_variables(self) -> list[tf.Variable]:
-        """The last layer that all tasks share, where balancers measure and project."""
+        """What all tasks share, as far as the balancer measures or projects there."""
+        if self.balancer.shares == "all":
+            return [v for network in self.networks for v in network.shared_weights()]
         shared: list[tf.Variable] = []
         for network in self.networks:
             layers = [

@@ -429,6 +429,14 @@ class Network(tf_keras.layers.Layer):
     def _compiled(self, embeddings: Any, dense: Any, seed: Any, training: Any) -> tf.Tensor:
         return self.read(embeddings, dense, seed, training)
 
+    def shared_weights(self) -> list[tf.Variable]:
+        """Trainable weights that no task has for itself: all but towers, and weights a task."""
+        own = [*self.towers, *self.heads, self.first_order, self.match, self.position_tower]
+        apart = {v.ref() for layer in own if layer is not None for v in layer.trainable_variables}
+        if self.number_weights is not None:
+            apart.add(self.number_weights.ref())
+        return [v for v in self.trainable_variables if v.ref() not in apart]
+
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "spec": dumps(self.spec), "tables": dict(self.tables)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
 
 import tensorflow as tf
 
@@ -40,6 +41,9 @@ class Balancer(tf.Module):
     persistent = False
     """Whether the tape must be persistent, since more than one gradient is taken."""
 
+    shares: ClassVar[Literal["last", "all"]] = "last"
+    """Which shared variables `gradients` wants: those of the last shared layer, or all."""
+
     def __init__(
         self, task_names: Sequence[str], weights: Mapping[str, float] | None = None
     ) -> None:
@@ -72,7 +76,7 @@ class Balancer(tf.Module):
             tape: the tape, persistent if `persistent` says so.
             shared_variables: variables that several tasks reach. "gradnorm" measures
                 norms on them (pass the last shared layer's weights), "pcgrad" projects
-                on them; the others ignore them.
+                them (pass all of them); the others ignore them.
             all_variables: variables to return gradients for.
             scale: factor of all returned gradients: the loss scale of float16 training,
                 over the number of replicas if the optimizer sums over them. It
@@ -132,11 +136,19 @@ class Balancer(tf.Module):
         variables: Sequence[tf.Variable],
         scale: float | tf.Tensor,
     ) -> list[list[Gradient]]:
-        """Gradients of scale base_t loss_t, one list a task; one backward pass a task."""
-        eye = tf.eye(len(self.task_names))
+        """Gradients of scale base_t loss_t, one list a task; one backward pass a task.
+
+        None where a task does not reach a variable.
+        """
+        self._check(losses)
+        scale = tf.cast(scale, tf.float32)
         return [
-            self._weighted_gradients(losses, tape, variables, eye[t], scale)
-            for t in range(len(self.task_names))
+            tape.gradient(
+                losses[name],
+                list(variables),
+                output_gradients=tf.cast(base * scale, losses[name].dtype),
+            )
+            for name, base in zip(self.task_names, self._base, strict=True)
         ]
 
     def _logs(self, losses: tf.Tensor, weights: tf.Tensor) -> Logs:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import tensorflow as tf
 
 from recsys.balancing.base import Balancer, Gradient, Logs, flatten, replica_mean, state
+from recsys.exchange import sum_over_replicas
+from recsys.optimizers import sum_repeated
 
 
 class PCGrad(Balancer):
@@ -16,20 +18,17 @@ class PCGrad(Balancer):
     gradient that it points against, the others taken in random order; the projected
     gradients are summed.
 
+    The gradient of a task is that of all shared variables that more than one task reaches,
+    embedding tables among them, as one vector. All others get the plain sum.
+
     Projected gradients are linear combinations of the tasks' gradients, so everything
-    is decided by their inner products, a tasks by tasks matrix. That has two uses:
+    is decided by their inner products, a tasks by tasks matrix. Under a strategy this is made
+    from gradients averaged over all replicas, so each replica finds the same coefficients and
+    applies them to its own gradients; when the optimizer sums those, the result is PCGrad on
+    the whole batch. This costs one all-reduce of tasks times the shared dense weights, and one
+    more exchange of the touched rows, once a task.
 
-    - Under a strategy the matrix is made from gradients averaged over all replicas, so
-      each replica finds the same coefficients and applies them to its own gradients;
-      when the optimizer sums those, the result is PCGrad on the whole batch. This costs
-      one all-reduce of tasks times the shared dense weights.
-    - Only shared variables with *dense* gradients are projected. Embedding tables, whose
-      gradients are sparse, and the tasks' own variables get the plain sum, in one
-      backward pass: inner products of sparse gradients need their rows deduplicated,
-      and over replicas gathered, each step, which costs more than the rest of it, and
-      two tasks only conflict on a table row that both of them see in the batch.
-
-    One backward pass a task to the shared dense variables, and one for all others.
+    One backward pass a task to the shared variables, and one for all others.
     The random order comes from a step counter in the state: equal on all replicas, and
     the same after a restart.
 
@@ -40,6 +39,7 @@ class PCGrad(Balancer):
     """
 
     persistent = True
+    shares = "all"
 
     def __init__(
         self,
@@ -61,60 +61,90 @@ class PCGrad(Balancer):
     ) -> tuple[list[Gradient], Logs]:
         """See `Balancer.gradients`.
 
-        Logs also "gradient_norm/TASK" on the projected variables, "coefficient/TASK"
-        (how much of the task's gradient is in the sum) and "conflicts" (the share of
-        pairs of tasks that point against each other).
+        Sparse gradients of the projected variables come with distinct indices. Logs also
+        "gradient_norm/TASK" on the projected variables, "coefficient/TASK" (how much of the
+        task's gradient is in the sum) and "conflicts" (the share of pairs of tasks that point
+        against each other).
 
         Raises:
-            ValueError: if no shared variable with dense gradients is reached, and as
-                `Balancer.gradients`.
+            ValueError: if no shared variable is reached by two tasks (by one, if there is
+                only one), and as `Balancer.gradients`.
         """
         listed = {v.ref() for v in all_variables}
         shared = [v for v in shared_variables if v.ref() in listed]
-        per_task = self._task_gradients(losses, tape, shared, scale)
-        dense = [
-            k
-            for k in range(len(shared))
-            if any(grads[k] is not None for grads in per_task)
-            and not any(isinstance(grads[k], tf.IndexedSlices) for grads in per_task)
-        ]
-        if not dense:
+        columns = zip(*self._task_gradients(losses, tape, shared, scale), strict=True)
+        count = len(self.task_names)
+        dense: list[tuple[tf.Variable, list[tf.Tensor | None]]] = []
+        tables: list[tuple[tf.Variable, tf.IndexedSlices]] = []
+        for variable, gradients in zip(shared, columns, strict=True):
+            reached = [g for g in gradients if g is not None]
+            if len(reached) < min(2, count):
+                continue
+            if all(isinstance(g, tf.IndexedSlices) for g in reached):
+                tables.append((variable, _side_by_side(gradients)))
+            else:
+                dense.append((variable, [_as_dense(g) for g in gradients]))
+        if not dense and not tables:
             raise ValueError(
-                "pcgrad needs a dense shared variable that the losses reach; "
+                "pcgrad needs a shared variable that two of the losses reach; "
                 f"received {[v.name for v in shared_variables]}."
             )
-        projected = [shared[k] for k in dense]
-        flat = tf.stack([flatten([grads[k] for k in dense], projected) for grads in per_task])
-        flat /= tf.cast(scale, tf.float32)
-        mean = replica_mean(tf.concat([self._stack(losses)[:, tf.newaxis], flat], axis=1))
-        loss, global_flat = mean[:, 0], mean[:, 1:]
-        gram = tf.matmul(global_flat, global_flat, transpose_b=True)
+        loss, gram = self._inner_products(losses, dense, tables, scale)
         step = tf.convert_to_tensor(self.step)
-        coefficients = tf.unstack(tf.reduce_sum(self._project(gram, step), axis=0))
+        summed = tf.reduce_sum(self._project(gram, step), axis=0)
+        coefficients = tf.unstack(summed)
         self.step.assign(step + 1)
 
         combined: dict[tf.Variable, Gradient] = {}
-        for k, variable in zip(dense, projected, strict=True):
-            gradients = [grads[k] for grads in per_task]
+        for variable, gradients in dense:
             parts = [
                 tf.cast(coefficient, gradient.dtype) * gradient
                 for coefficient, gradient in zip(coefficients, gradients, strict=True)
                 if gradient is not None
             ]
             combined[variable.ref()] = tf.add_n(parts)
+        for variable, rows in tables:
+            values = tf.tensordot(tf.cast(summed, rows.dtype), rows.values, axes=[[0], [1]])
+            combined[variable.ref()] = tf.IndexedSlices(values, rows.indices, rows.dense_shape)
         rest = [v for v in all_variables if v.ref() not in combined]
-        ones = tf.ones([len(self.task_names)])
+        ones = tf.ones([count])
         plain = self._weighted_gradients(losses, tape, rest, ones, scale)
         combined.update({v.ref(): g for v, g in zip(rest, plain, strict=True)})
 
         logs = self._logs(loss, ones)
-        count = len(self.task_names)
         for t, name in enumerate(self.task_names):
             logs[f"gradient_norm/{name}"] = tf.sqrt(gram[t, t])
             logs[f"coefficient/{name}"] = coefficients[t]
         against = tf.reduce_sum(tf.cast(gram < 0, tf.float32))
         logs["conflicts"] = against / float(max(count * (count - 1), 1))
         return [combined[v.ref()] for v in all_variables], logs
+
+    def _inner_products(
+        self,
+        losses: Mapping[str, tf.Tensor],
+        dense: Sequence[tuple[tf.Variable, list[tf.Tensor | None]]],
+        tables: Sequence[tuple[tf.Variable, tf.IndexedSlices]],
+        scale: float | tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Losses [tasks] and products of gradients [tasks, tasks], of means over replicas."""
+        scale = tf.cast(scale, tf.float32)
+        variables = [variable for variable, _ in dense]
+        by_task = zip(*(gradients for _, gradients in dense), strict=True)
+        flat = [flatten(gradients, variables) / scale for gradients in by_task]
+        parts = [self._stack(losses)[:, tf.newaxis], *([tf.stack(flat)] if flat else [])]
+        mean = replica_mean(tf.concat(parts, axis=1))
+        gram = tf.matmul(mean[:, 1:], mean[:, 1:], transpose_b=True)
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        for rows in sum_over_replicas([rows for _, rows in tables]):
+            assert isinstance(rows, tf.IndexedSlices)
+            values = tf.cast(rows.values, tf.float32) / (scale * replicas)
+            if replicas > 1:
+                values, _ = sum_repeated(values, rows.indices)
+            flat_rows = tf.reshape(
+                values, [-1, len(self.task_names), values.shape[2:].num_elements()]
+            )
+            gram += tf.einsum("rtd,rsd->ts", flat_rows, flat_rows)
+        return mean[:, 0], gram
 
     def _project(self, gram: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
         """Rows: each task's projected gradient as coefficients of the tasks' gradients."""
@@ -132,3 +162,27 @@ class PCGrad(Balancer):
                 row -= cut * tf.one_hot(j, count)
             rows.append(row)
         return tf.stack(rows)
+
+
+def _as_dense(gradient: Gradient) -> tf.Tensor | None:
+    """A variable that one task reads by a gather and another one whole."""
+    return gradient if gradient is None else tf.convert_to_tensor(gradient)
+
+
+def _side_by_side(gradients: Sequence[tf.IndexedSlices | None]) -> tf.IndexedSlices:
+    """Rows of all tasks: values [rows, tasks, width] at distinct indices, repeated ones summed.
+
+    Zeros where a task does not reach a row.
+    """
+    reached = {t: g for t, g in enumerate(gradients) if g is not None}
+    one = next(iter(reached.values()))
+    unique, position = tf.unique(tf.concat([g.indices for g in reached.values()], axis=0))
+    width = one.values.shape[1:].num_elements()
+    tasks = [tf.fill([tf.size(g.indices)], t) for t, g in reached.items()]
+    values = tf.math.unsorted_segment_sum(
+        tf.concat([tf.reshape(g.values, [-1, width]) for g in reached.values()], axis=0),
+        position * len(gradients) + tf.concat(tasks, axis=0),
+        tf.size(unique) * len(gradients),
+    )
+    rows = tf.reshape(values, [-1, len(gradients), *one.values.shape[1:]])
+    return tf.IndexedSlices(rows, unique, one.dense_shape)

@@ -223,22 +223,52 @@ class TestPCGrad:
             seen.add(tuple(gradient.round(4)))
         assert len(seen) == len({tuple(e.round(4)) for e in expected}) > 1
 
-    def test_shared_dense_is_projected_and_all_else_summed(self) -> None:
+    def test_tables_are_projected_with_the_dense_weights_and_all_else_summed(self) -> None:
         shared, table = tf.Variable([1.0, 1.0]), tf.Variable(tf.ones([3, 2]))
-        head, unused = tf.Variable(2.0), tf.Variable(5.0)
+        head, unused, own = tf.Variable(2.0), tf.Variable(5.0), tf.Variable([[3.0], [4.0]])
         balancer = make_balancer("pcgrad", ["a", "b"])
         with tf.GradientTape(persistent=True) as tape:
             h = shared * tf.reduce_sum(tf.gather(table, [0, 0, 2]), axis=0)
-            losses = {"a": head * h[0], "b": -h[0] + h[1]}
-        variables = [table, head, unused, shared]
-        grads, _ = balancer.gradients(losses, tape, [shared, table], variables)
-        # On shared: (2 * 3, 0) and (-3, 3), each projected off the other.
-        np.testing.assert_allclose(grads[3], pcgrad_results(np.array([[6.0, 0], [-3, 3]]))[0])
+            losses = {"a": head * h[0], "b": -h[0] + h[1] + tf.gather(own, [1])[0, 0]}
+        variables = [table, head, unused, shared, own]
+        grads, logs = balancer.gradients(losses, tape, [shared, table, own], variables)
+        # On shared: 2 * 3 and 0, and -3 and 3. On rows 0 (twice) and 2 of the table, coordinates
+        # in turn: 2 and 0, and -1 and 1. Each task's is one vector, projected off the other's.
+        a = np.array([6.0, 0, 4, 0, 2, 0])
+        b = np.array([-3.0, 3, -2, 2, -1, 1])
+        (expected,) = pcgrad_results(np.array([a, b]))
+        np.testing.assert_allclose(grads[3], expected[:2], rtol=1e-6)
+        rows = np.zeros([3, 2])
+        rows[[0, 2]] = expected[2:].reshape(2, 2)
         assert isinstance(grads[0], tf.IndexedSlices)
-        np.testing.assert_allclose(
-            tf.convert_to_tensor(grads[0]), [[2.0, 2.0], [0.0, 0.0], [1.0, 1.0]]
-        )
-        assert float(grads[1]) == 3.0 and grads[2] is None
+        assert sorted(grads[0].indices.numpy()) == [0, 2]
+        np.testing.assert_allclose(tf.convert_to_tensor(grads[0]), rows, rtol=1e-6)
+        assert float(logs["gradient_norm/a"]) == pytest.approx(math.sqrt(56))
+        assert float(logs["gradient_norm/b"]) == pytest.approx(math.sqrt(28))
+        # What one task alone reaches is no conflict of theirs, even where it is listed.
+        np.testing.assert_allclose(grads[1], 3.0)
+        assert grads[2] is None
+        np.testing.assert_allclose(tf.convert_to_tensor(grads[4]), [[0.0], [1.0]])
+
+    def test_a_variable_that_is_read_by_rows_and_whole(self) -> None:
+        table = tf.Variable([[1.0], [1.0]])
+        balancer = make_balancer("pcgrad", ["a", "b"])
+        with tf.GradientTape(persistent=True) as tape:
+            losses = {
+                "a": tf.gather(table, [0])[0, 0],
+                "b": tf.reduce_sum(table * [[-1.0], [1.0]]),
+            }
+        (gradient,), _ = balancer.gradients(losses, tape, [table], [table])
+        # (1, 0) and (-1, 1), as in `test_two_that_conflict`.
+        np.testing.assert_allclose(gradient, [[0.5], [1.5]], rtol=1e-6)
+
+    def test_no_variable_of_two_tasks_is_refused(self) -> None:
+        balancer = make_balancer("pcgrad", ["a", "b"])
+        v, w = tf.Variable(1.0), tf.Variable(1.0)
+        with tf.GradientTape(persistent=True) as tape:
+            losses = {"a": v * 2.0, "b": w * 3.0}
+        with pytest.raises(ValueError, match="two of the losses"):
+            balancer.gradients(losses, tape, [v, w], [v, w])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -331,7 +361,8 @@ def train(kind: str, strategy: tf.distribute.Strategy, worker: int, workers: int
                     "b": tf.reduce_mean((h[:, 0] - h[:, 1] + t) ** 2),
                     "c": tf.reduce_mean((h[:, 0] + 2.0 * t) ** 2),
                 }
-            grads, logs = balancer.gradients(losses, tape, [w], [w, table], scale=1 / workers)
+            shared = [w, table] if balancer.shares == "all" else [w]
+            grads, logs = balancer.gradients(losses, tape, shared, [w, table], scale=1 / workers)
             optimizer.apply_gradients(zip(grads, [w, table], strict=True))
             return logs
 

@@ -190,6 +190,60 @@ def test_every_encoding_and_interaction_learns(reading: str, members: int) -> No
     assert np.abs(after - before).max() > 1e-4
 
 
+def test_pcgrad_projects_all_that_tasks_share_and_nothing_else() -> None:
+    spec = with_switches(
+        load(SPECS / "kuairand.yaml").shrunk(),
+        {
+            "balancing": "pcgrad",
+            "sharing": Ple(),
+            "precision": "float32",
+            "loss": Bce(),
+            "recompute": False,
+        },
+    )
+    model = build(spec, tables_of(spec))
+    batch, variables = batch_of(spec), model.trainable_variables
+    # Unlike at the start: zeros at the first order, and heads that point in any direction.
+    model.fit(tf.data.Dataset.from_tensors(batch).repeat(3), verbose=0)
+    seed = tf.constant([1, 2])
+
+    def losses_of(tape: tf.GradientTape) -> dict[str, tf.Tensor]:
+        with tape:
+            return model.task_losses(batch, model.member_logits(batch, True, seed))
+
+    by_task = []
+    for task in spec.tasks:
+        tape = tf.GradientTape()
+        loss = losses_of(tape)[task.name]
+        by_task.append(
+            [
+                g if g is None else tf.convert_to_tensor(g).numpy()
+                for g in tape.gradient(loss, variables)
+            ]
+        )
+    own = ("first_order", "number_weights", "tower_", "head_")
+    both = [
+        k
+        for k, variable in enumerate(variables)
+        if not any(word in variable.name for word in own)
+        and all(gradients[k] is not None for gradients in by_task)
+    ]
+    assert any("fused_table" in variables[k].name for k in both)
+    a, b = (np.concatenate([gradients[k].ravel() for k in both]) for gradients in by_task)
+    along = min(0.0, a @ b)
+    expected = a - along / (b @ b) * b + b - along / (a @ a) * a
+
+    tape = tf.GradientTape(persistent=True)
+    losses = losses_of(tape)
+    found, logs = model.balancer.gradients(losses, tape, model.shared_variables(), variables)
+    got = np.concatenate([tf.convert_to_tensor(found[k]).numpy().ravel() for k in both])
+    np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-6 * np.abs(expected).max())
+    np.testing.assert_allclose(logs["gradient_norm/click"], np.sqrt(a @ a), rtol=1e-4)
+    for k in set(range(len(variables))) - set(both):
+        total = sum(g[k] for g in by_task if g[k] is not None)
+        np.testing.assert_allclose(tf.convert_to_tensor(found[k]), total, rtol=1e-4, atol=1e-7)
+
+
 PAST = "- {name: past, owner: user, encode: {kind: history, of: item, max_length: 7}}\n"
 
 
