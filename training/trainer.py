@@ -30,7 +30,7 @@ from training.input import Rows, load_rows, open_split
 from training.loop import CHECKPOINTS, REFIT, Job, fit
 from training.progress import FOLDER, Progress, silent
 from training.scoring import answered, score_rows
-from training.warm_start import check_source, start_from
+from training.warm_start import check_source, seen_validation, start_from
 from training.weighing import weigh_kinds
 
 RECORD = "run.json"
@@ -102,6 +102,9 @@ def train(
     if warm_start is not None:
         source = Path(warm_start).absolute()
         start = {"run": check_source(spec, source)["run"], "folder": str(source)}
+        seen = seen_validation(source, manifest)
+        if seen:
+            tell("warning", 0, 1, seen)
     if resume and (run / MANIFEST).is_file():
         _check_same(spec, run)
         if profile:

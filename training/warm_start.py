@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,29 @@ def check_source(spec: Spec, source: Path) -> dict[str, Any]:
             fix="Name a run whose folder is whole, or train without --warm-start.",
         )
     return manifest
+
+
+def seen_validation(source: Path, features: Mapping[str, Any]) -> str | None:
+    """A warning where validation begins before the end of what the other run was trained on.
+
+    Args:
+        source: The run to start from.
+        features: The manifest of the features to train on.
+    """
+    splits = ["train", *(["validation"] if load(source / "spec.yaml").train.refit else [])]
+    theirs = read_manifest(source, "run")["trained"].get("time_range") or {}
+    ends = [theirs[split][1] for split in splits if theirs.get(split)]
+    ours = (features.get("time_range") or {}).get("validation")
+    if not ends or not ours or ours[0] > max(ends):
+        return None
+    return (
+        f"validation begins at {_moment(ours[0])}, and the run to start from was trained on rows "
+        f"to {_moment(max(ends))}: what it has seen of them flatters validation"
+    )
+
+
+def _moment(milliseconds: int) -> str:
+    return (datetime(1970, 1, 1) + timedelta(milliseconds=milliseconds)).isoformat(" ", "seconds")
 
 
 def _store(source: Path) -> Store:

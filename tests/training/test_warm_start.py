@@ -13,7 +13,7 @@ from make_features import VOCABULARIES, make_features, small_spec, table_sizes
 from two_workers import fit_in_processes
 
 import training
-from recsys.artifacts import read_json, read_manifest
+from recsys.artifacts import read_json, read_manifest, write_manifest
 from recsys.errors import UserError
 from recsys.model import build
 from recsys.optimizers import create_slots, parts
@@ -22,7 +22,7 @@ from recsys.spec.records import SquaredError
 from training.checkpoints import Position, Store
 from training.input import load_rows, open_split
 from training.scoring import score_rows, validate
-from training.warm_start import check_source, start_from
+from training.warm_start import check_source, seen_validation, start_from
 
 pytestmark = pytest.mark.long
 
@@ -219,6 +219,59 @@ def test_it_starts_where_the_other_run_ended_and_resumes(
     assert [record["step"] for record in two] == [5]
     assert two[0]["score"] == pytest.approx(one[0]["score"], abs=1e-4)
     assert two[0]["train"]["loss"] == pytest.approx(one[0]["train"]["loss"], rel=1e-4)
+
+
+DAY = 86_400_000
+
+
+@pytest.mark.parametrize(
+    ("refit", "validation", "seen"),
+    [
+        (False, [3 * DAY, 4 * DAY], None),
+        (False, [2 * DAY, 3 * DAY], "1970-01-03 00:00:00"),
+        (True, [3 * DAY, 4 * DAY], "1970-01-04 12:00:00"),
+        (True, [4 * DAY, 5 * DAY], None),
+        (True, None, None),
+    ],
+)
+def test_validation_rows_that_the_other_run_has_seen_are_told(
+    tmp_path: Path, refit: bool, validation: list[int] | None, seen: str | None
+) -> None:
+    # It was trained to the start of the third day, and validated to noon of the fourth.
+    ranges = {"train": [0, 2 * DAY], "validation": [3 * DAY, 3 * DAY + DAY // 2]}
+    write_manifest(tmp_path, "run", {}, {"trained": {"time_range": ranges}})
+    (tmp_path / "spec.yaml").write_text(dumps(small_spec(refit=refit)))
+    warning = seen_validation(tmp_path, {"time_range": {"validation": validation}})
+    if seen is None:
+        assert warning is None
+    else:
+        assert warning is not None and f"trained on rows to {seen}" in warning
+        assert f"begins at 1970-01-0{1 + validation[0] // DAY} 00:00:00" in warning
+
+
+def test_a_run_warns_of_validation_rows_that_were_seen(
+    features: Path, old_run: Path, tmp_path: Path
+) -> None:
+    source, later = tmp_path / "source", tmp_path / "features"
+    shutil.copytree(old_run, source)
+    shutil.copytree(features, later)
+    for folder, place in ((source, "trained"), (later, None)):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        (manifest[place] if place else manifest)["time_range"] = {
+            "train": [0, 2 * DAY],
+            "validation": [2 * DAY, 3 * DAY],
+        }
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    told: list[tuple[str, str]] = []
+    training.train(
+        small_spec(max_steps=1),
+        later,
+        tmp_path / "run",
+        warm_start=source,
+        progress=lambda stage, done, total, words: told.append((stage, words)),
+    )
+    [warning] = [words for stage, words in told if stage == "warning"]
+    assert "flatters validation" in warning
 
 
 def test_runs_of_another_shape_are_refused_by_name(
