@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam_jobs.plan import DAY, IMPRESSION, ROW, TABLE_KEY, TIME, Owner, Plan, known, raw
-from beam_jobs.validate import DEAD_LETTER, MS_PER_DAY, dead_letters
+from beam_jobs.validate import DEAD_LETTER, MS_PER_DAY, dead_letters, missing_label
 from recsys.schema import label_column
-from recsys.spec.records import ActionLabel
+from recsys.spec.records import ActionLabel, ColumnLabel
 
 Counts = dict[str, int]
 
@@ -80,7 +80,7 @@ def attribute(shown: pa.Table, actions: dict[str, pa.Table], plan: Plan) -> Join
     Returns:
         The impressions with `label:<task>` of every task, and `known:<task>` (ms) of those
         that histories and counters ask for. A label whose given task did not happen is
-        repaired to 0 and counted.
+        repaired to 0 and counted; one that is blank where it did makes its row a dead letter.
     """
     spec = plan.spec
     own: dict[str, np.ndarray] = {}
@@ -107,23 +107,31 @@ def attribute(shown: pa.Table, actions: dict[str, pa.Table], plan: Plan) -> Join
         else:
             own[task.name] = shown[label_column(task.name)].to_numpy()
             moment[task.name] = time
+    original, reasons = shown, np.full(len(shown), "", dtype=object)
     for task in spec.tasks:
         label, at = own[task.name], moment[task.name]
         for ancestor in spec.chain(task.name)[:-1]:
             happened = own[ancestor.name] > 0
-            broken = int(((label != 0) & ~happened).sum())
+            broken = int(((label != 0) & ~np.isnan(label) & ~happened).sum())
             if broken:
                 name = f"conversion_without_given.{task.name}"
                 counts[name] = counts.get(name, 0) + broken
             label = np.where(happened, label, 0)
             at = np.maximum(at, moment[ancestor.name])
+        if isinstance(task.label, ColumnLabel):
+            reasons[np.isnan(label) & (reasons == "")] = missing_label(task.label.column)
         shown = _set(shown, label_column(task.name), pa.array(label.astype(np.float32)))
         if task.name in plan.tracked:
             shown = _set(shown, known(task.name), pa.array(at))
     if TIME in shown.column_names and DAY not in shown.column_names:
         days = np.floor_divide(time, MS_PER_DAY).astype(np.int32)
         shown = shown.append_column(DAY, pa.array(days))
-    return Joined(shown, counts=counts)
+    bad = reasons != ""
+    if not bad.any():
+        return Joined(shown, counts=counts)
+    letters = original.drop_columns([ROW]).filter(pa.array(bad)).to_pylist()
+    dead = dead_letters("impressions", reasons[bad].tolist(), letters)
+    return Joined(shown.filter(pa.array(~bad)), dead, counts)
 
 
 def _follows(

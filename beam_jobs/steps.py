@@ -168,6 +168,7 @@ class AttributeActions(beam.PTransform):
         }
         labelled = attribute(rows, events, self.plan)
         yield from _aside(shown.dead, {**shown.counts, **labelled.counts})
+        yield from _aside(labelled.dead, {})
         yield from partition(labelled.rows, ITEM, self.shards)
 
 

@@ -73,7 +73,8 @@ def _check_label(field: Field, columns: dict[str, pa.Array], reasons: np.ndarray
     """Find labels that are missing or negative where they count, and set others to 0.
 
     Where what a label follows did not happen it is 0, whatever it says, so that it may be left
-    blank there. Of actions that is not known yet, and they count as having happened.
+    blank there. Of actions that is not known yet: what is blank stays so until they are joined,
+    and what is negative counts.
     """
     label = columns[field.target].to_numpy()
     counts = np.ones(len(label), dtype=bool)
@@ -81,13 +82,21 @@ def _check_label(field: Field, columns: dict[str, pa.Array], reasons: np.ndarray
         if before in columns:
             counts &= columns[before].to_numpy() > 0
     missing = np.isnan(label)
-    faults = {f"label {field.column} is missing": missing & counts}
+    blank = np.float32(0)
+    faults = {missing_label(field.column): missing & counts}
+    if any(before not in columns for before in field.after):
+        label, blank, faults = np.where(counts, label, blank), np.float32(np.nan), {}
     if field.logarithm:
         reason = f"label {field.column} is negative; {OF_LOGARITHM}"
         faults[reason] = (label < 0) & counts
     for reason, bad in faults.items():
         reasons[bad & (reasons == "")] = reason
-    columns[field.target] = pa.array(np.where(missing, np.float32(0), label))
+    columns[field.target] = pa.array(np.where(np.isnan(label), blank, label))
+
+
+def missing_label(column: str) -> str:
+    """The reason for which a row without a label is bad."""
+    return f"label {column} is missing"
 
 
 def _as_text(values: pa.ChunkedArray) -> pa.ChunkedArray:

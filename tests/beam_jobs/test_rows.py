@@ -1,5 +1,6 @@
 """The plain functions on rows: reading, canonical values, joins, histories, counters, splits."""
 
+import json
 from datetime import date
 
 import numpy as np
@@ -250,13 +251,57 @@ def test_labels_may_be_missing_where_what_they_follow_did_not_happen():
     ]
 
 
-def test_a_label_after_an_action_is_not_missing(plan):
-    text = SPEC.replace("{column: clicked}", "{action: buy}")
-    text = text.replace("{action: buy, within: 2d}, given", "{column: bought}, given")
-    source = plan_of(loads(text)).impressions
-    block = pa.table({"row": [0], **{name: ["1"] for name in source.columns}})
-    block = block.set_column(block.column_names.index("bought"), "bought", pa.array([""]))
-    assert validate(block, [], source).dead["reason"].to_pylist() == ["label bought is missing"]
+AFTER_ACTION = """
+name: funnel
+data:
+  impressions: {path: log}
+  actions: {click: {path: clicks, time: {column: at, unit: ms}}}
+  keys: {impression: id, user: user, item: item}
+  time: {column: at, unit: ms}
+  split: {kind: fraction}
+features:
+  - {name: item, owner: item, encode: vocabulary}
+tasks:
+  - {name: click, label: {action: click, within: 1d}}
+  - {name: buy, label: {column: bought}, given: click}
+  - {name: profit, label: {column: profit}, given: buy, loss: {kind: mse, log: true}}
+"""
+
+
+def test_labels_after_an_action_may_be_missing_where_it_did_not_happen():
+    rows = [  # clicked, bought, profit; what becomes of it
+        (0, None, None, (0, 0, 0)),
+        (0, 1, None, (0, 0, 0)),
+        (1, 0, None, (1, 0, 0)),
+        (1, 1, "2.5", (1, 1, 2.5)),
+        (1, None, None, "label bought is missing"),
+        (1, 1, None, "label profit is missing"),
+    ]
+    clicked, bought, profit, expected = zip(*rows, strict=True)
+    ids = [f"i{row}" for row in range(len(rows))]
+    block = pa.table(
+        {
+            "row": range(len(rows)),
+            "id": ids,
+            "user": ["u"] * len(rows),
+            "item": ["i"] * len(rows),
+            "at": [DAY] * len(rows),
+            "bought": bought,
+            "profit": profit,
+        }
+    )
+    plan = plan_of(loads(AFTER_ACTION))
+    checked = validate(block, [], plan.impressions)
+    assert not len(checked.dead)
+    clicks = events(*((name, 1, 1) for name, click in zip(ids, clicked, strict=True) if click))
+    joined = attribute(checked.good, {"click": clicks}, plan)
+    names = ["label:click", "label:buy", "label:profit"]
+    good = zip(*(joined.rows[name].to_pylist() for name in names), strict=True)
+    assert list(good) == [told for told in expected if not isinstance(told, str)]
+    assert joined.dead["reason"].to_pylist() == [t for t in expected if isinstance(t, str)]
+    assert [json.loads(row)["key:impression"] for row in joined.dead["row"].to_pylist()] == ids[4:]
+    # A purchase without its click is repaired; a blank is nothing to repair.
+    assert joined.counts == {"conversion_without_given.buy": 1}
 
 
 # --------------------------------------------------------------------------------------- join
