@@ -307,14 +307,39 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8501,
     engine: Annotated[Engine, typer.Option(help="One process, or Ray Serve.")] = Engine.local,
+    replicas: Annotated[int, typer.Option(min=1, help="Processes under --engine ray.")] = 1,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Requests that a process works on at once.", show_default="one a core"
+        ),
+    ] = None,
+    ray_address: RayAddress = None,
 ) -> None:
     """Serve the newest version; later ones are taken up while it runs."""
+    if engine is Engine.local and (replicas > 1 or ray_address is not None):
+        raise UserError(
+            "One process has no replicas and no cluster.",
+            expected="--engine ray with --replicas or --ray-address",
+            found="--engine local",
+            fix="Add --engine ray, or leave them out.",
+            exit_code=EXIT_WRONG_USE,
+        )
     from infra.quiet import load_tensorflow
     from serving import serve as run
 
     load_tensorflow()
 
-    run(models, features, host=host, port=port, engine=engine.value)
+    run(
+        models,
+        features,
+        host=host,
+        port=port,
+        engine=engine.value,
+        threads=threads,
+        replicas=replicas,
+        ray_address=ray_address,
+    )
 
 
 @app.command()

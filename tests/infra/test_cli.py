@@ -56,6 +56,8 @@ def test_no_command_shows_help() -> None:
         (["chek"], 2, "No such command"),
         (["features", SPEC], 2, "--input"),
         (["check", "none.yaml"], 2, "does not exist"),
+        (["serve", ".", "--features", ".", "--replicas", 2], 2, "--engine ray"),
+        (["serve", ".", "--features", ".", "--replicas", 0, "--engine", "ray"], 2, "--replicas"),
         (["evaluate", "nowhere"], 1, "recsys train"),
         (["publish", "nowhere", "--models", "m"], 1, "recsys train"),
         (["convert", "nowhere", "--output", "{tmp}"], 1, "recsys train"),

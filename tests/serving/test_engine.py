@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -32,17 +33,19 @@ BODY = {
 PROGRAM = """
 import sys
 from serving import serve
-serve(sys.argv[1], sys.argv[2], port=0, engine=sys.argv[3],
+serve(sys.argv[1], sys.argv[2], port=0, engine=sys.argv[3], replicas=int(sys.argv[4]),
       ready=lambda url: print(url, flush=True))
 print("ended", flush=True)
 """
 
 
 @contextmanager
-def process(models: Path, features: Path, engine: str) -> Iterator[tuple[str, subprocess.Popen]]:
+def process(
+    models: Path, features: Path, engine: str, replicas: int = 1
+) -> Iterator[tuple[str, subprocess.Popen]]:
     """The service in a process, once it answers; its URL and the process."""
     child = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(models), str(features), engine],
+        [sys.executable, "-c", PROGRAM, str(models), str(features), engine, str(replicas)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -86,7 +89,20 @@ def test_local_ends_well_on_sigterm(models: Path, features: Path) -> None:
 
 
 def test_both_engines_answer_the_same(models: Path, features: Path) -> None:
-    with running(models, features) as local, process(models, features, "ray") as (url, child):
+    with (
+        running(models, features) as local,
+        process(models, features, "ray", replicas=2) as (url, child),
+    ):
+        # A replica counts its own requests: once one has counted fewer than were answered, so
+        # has the other. The newest may not be counted yet.
+        for sent in range(1, 1000):
+            assert told(httpx.post(f"{url}/v1/rank", json=BODY, timeout=30))["model_version"] == 1
+            report = httpx.get(f"{url}/metrics", timeout=30).text
+            counted = re.search(r'^recsys_requests_total{status="200"} (\S+)', report, re.M)
+            if (float(counted[1]) if counted else 0.0) < sent - 1:
+                break
+        else:
+            raise AssertionError("one replica has answered every request")
         ours = told(httpx.post(f"{local}/v1/rank", json=BODY, timeout=30))
         theirs = told(httpx.post(f"{url}/v1/rank", json=BODY, timeout=30))
         assert theirs == ours
