@@ -152,6 +152,7 @@ def infer(
         "data:",
         f"  impressions: {_quoted(path.name)}",
         *_keyless(table, roles.user, roles.item),
+        *_infinite(table, encoded),
         *roles.request_notes,
         f"  keys: {{user: {_quoted(roles.user.name)}, item: {_quoted(roles.item.name)}"
         + (f", request: {_quoted(roles.request.name)}" if roles.request else "")
@@ -406,6 +407,21 @@ def _keyless(table: pa.Table, *keys: Column) -> list[str]:
         for name, share in shares.items()
         if share
     ]
+
+
+def _infinite(table: pa.Table, encoded: Sequence[str]) -> list[str]:
+    """What is to be said of features whose numbers are infinite in some rows."""
+    features = yaml.safe_load("\n".join(encoded)) or []
+    notes = []
+    for name in dict.fromkeys(f.get("column", f["name"]) for f in features):
+        if name in table.column_names and pa.types.is_floating(table[name].type):
+            share = np.isinf(table[name].to_numpy()).mean()
+            if share:
+                notes.append(
+                    f"  # {share:.2%} of the rows have an infinite {name!r}; the feature job calls "
+                    "them bad records."
+                )
+    return notes
 
 
 def _time(

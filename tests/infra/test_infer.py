@@ -143,6 +143,18 @@ def test_what_cannot_be_told_is_said(frame: pd.DataFrame, tmp_path: Path) -> Non
         infer(tmp_path / "bad.parquet")
 
 
+def test_infinite_numbers_are_said(frame: pd.DataFrame, tmp_path: Path) -> None:
+    price = frame["price"].where(frame.index >= len(frame) // 4, np.inf)
+    assert "infinite" not in infer(_written(frame, tmp_path / "none.csv"))
+    text = infer(_written(frame.assign(price=price), tmp_path / "some.csv"))
+    assert "# 25.00% of the rows have an infinite 'price'; the feature job calls them bad" in text
+
+
+def _written(frame: pd.DataFrame, path: Path) -> Path:
+    frame.to_csv(path, index=False)
+    return path
+
+
 def test_columns_that_names_do_not_tell_are_named(frame: pd.DataFrame, tmp_path: Path) -> None:
     odd = {"user_id": "plane", "item_id": "flight", "ts": "left_at", "clicked": "late"}
     path = tmp_path / "t.csv"
