@@ -3,6 +3,7 @@
     python -m infra.benchmarks.serving --models MODELS --features FEATURES
     python -m infra.benchmarks.serving                  # a stand-in model of the spec's inputs
     python -m infra.benchmarks.serving --swap           # also while a new version is taken up
+    python -m infra.benchmarks.serving --clients 1 --clients 8      # also requests side by side
 
 The stand-in looks every id up in a vocabulary and sums embeddings into a small tower, so that
 the time of strings and lookups is that of a real model of the spec; its numbers mean nothing.
@@ -11,6 +12,7 @@ the time of strings and lookups is that of a real model of the spec; its numbers
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import shutil
 import signal
@@ -19,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -109,14 +112,14 @@ def _save(spec: Spec, columns: tuple[RawColumn, ...], folder: Path) -> None:
     tf.saved_model.save(model, str(folder), signatures={"serving_default": model.raw})
 
 
-def start(models: Path, features: Path, engine: str) -> tuple[subprocess.Popen, str]:
+def start(models: Path, features: Path, engine: str, replicas: int) -> tuple[subprocess.Popen, str]:
     """The service in a process of its own, and its URL once it answers."""
     program = (
         "import sys; from serving import serve; serve(sys.argv[1], sys.argv[2], port=0, "
-        "engine=sys.argv[3], ready=lambda url: print(url, flush=True))"
+        "engine=sys.argv[3], replicas=int(sys.argv[4]), ready=lambda url: print(url, flush=True))"
     )
     child = subprocess.Popen(
-        [sys.executable, "-c", program, str(models), str(features), engine],
+        [sys.executable, "-c", program, str(models), str(features), engine, str(replicas)],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
@@ -139,17 +142,35 @@ def ask(session: httpx.Client, url: str, content: bytes) -> tuple[float, dict[st
     return elapsed, answer.json()
 
 
-def measure(url: str, body: dict[str, Any], requests: int) -> tuple[np.ndarray, np.ndarray]:
-    """Milliseconds of each request, one after the other: as the client and the service see it."""
+def measure(
+    url: str, body: dict[str, Any], requests: int, clients: int = 1
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Send requests, each client one after the other.
+
+    Returns:
+        Milliseconds of each request as its client and as the service sees it, and requests a
+        second over all clients.
+    """
     content = orjson.dumps(body)
-    seen, took = [], []
-    with httpx.Client(timeout=30) as session:
-        for request in range(requests + requests // 10):
-            elapsed, answer = ask(session, url, content)
-            if request >= requests // 10:  # the first tenth warms up
-                seen.append(elapsed)
-                took.append(answer["took_ms"])
-    return np.array(seen), np.array(took)
+    share = -(-requests // clients)
+    warm = threading.Barrier(clients)
+
+    def send(_: int) -> tuple[list[tuple[float, float]], float, float]:
+        with httpx.Client(timeout=30) as session:
+            for _ in range(share // 10):
+                ask(session, url, content)
+            warm.wait()
+            began, found = time.perf_counter(), []
+            for _ in range(share):
+                elapsed, answer = ask(session, url, content)
+                found.append((elapsed, answer["took_ms"]))
+            return found, began, time.perf_counter()
+
+    with ThreadPoolExecutor(clients) as pool:
+        parts = list(pool.map(send, range(clients)))
+    seen, took = np.array([pair for found, _, _ in parts for pair in found]).T
+    spent = max(end for *_, end in parts) - min(began for _, began, _ in parts)
+    return seen, took, len(seen) / spent
 
 
 def publish_again(models: Path) -> int:
@@ -201,7 +222,11 @@ def main() -> None:
         help="spec of the stand-in, without counters",
     )
     parser.add_argument("--engine", choices=["local", "ray"], action="append")
+    parser.add_argument("--replicas", type=int, default=1, help="of --engine ray")
     parser.add_argument("--candidates", type=int, action="append")
+    parser.add_argument(
+        "--clients", type=int, action="append", help="requests that are under way side by side"
+    )
     parser.add_argument("--requests", type=int, default=500)
     parser.add_argument(
         "--swap", action="store_true", help="also measure while a new version is taken up"
@@ -222,30 +247,45 @@ def main() -> None:
         options.models = folder / "models"
     spec = LocalStore(options.features).spec
     result = Table(title=f"POST /v1/rank, spec {spec.name}, milliseconds")
-    for name in ("engine", "candidates", "p50", "p99", "in the service p50", "p99"):
+    columns = (
+        "engine",
+        "candidates",
+        "clients",
+        "p50",
+        "p99",
+        "in the service p50",
+        "p99",
+        "a second",
+    )
+    for name in columns:
         result.add_column(name, justify="left" if name == "engine" else "right")
     for engine in options.engine or ["local"]:
-        child, url = start(options.models, options.features, engine)
+        child, url = start(options.models, options.features, engine, options.replicas)
         try:
-            for count in options.candidates or [200]:
+            for count, clients in itertools.product(
+                options.candidates or [200], options.clients or [1]
+            ):
                 body = example_request(spec, options.features, n=count)
-                seen, took = measure(url, body, options.requests)
+                asked = str(len(body["candidates"]))
+                seen, took, rate = measure(url, body, options.requests, clients)
                 cells = [np.percentile(values, q) for values in (seen, took) for q in (50, 99)]
                 result.add_row(
-                    engine, str(len(body["candidates"])), *(f"{cell:.2f}" for cell in cells)
+                    engine, asked, str(clients), *(f"{cell:.2f}" for cell in cells), f"{rate:.0f}"
                 )
                 if options.swap:
                     seen, took, after = measure_swap(url, body, options.models)
                     cells = [np.percentile(values, q) for values in (seen, took) for q in (50, 99)]
                     result.add_row(
                         f"{engine}, {len(seen)} while a version is swapped",
-                        str(len(body["candidates"])),
+                        asked,
+                        "1",
                         *(f"{cell:.2f}" for cell in cells),
                     )
                     cells = [np.percentile(after, q) for q in (50, 99)]
                     result.add_row(
                         f"{engine}, {len(after)} after it",
-                        str(len(body["candidates"])),
+                        asked,
+                        "1",
                         *(f"{cell:.2f}" for cell in cells),
                     )
         finally:
