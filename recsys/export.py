@@ -81,13 +81,14 @@ class _Served(tf.Module):
         self.transform = tf.saved_model.load(str(transform / "transform_fn"))
         packing, outputs, columns = model.packing, Outputs(spec, calibrations), raw_columns(spec)
 
-        # One function that the three signatures call: the networks are by far the most of the
-        # graph, and each copy would be written, read and optimized apart.
+        # Signatures call one another and all of them this: each copy of the networks, or of the
+        # transform graph, would be written and read apart, and that takes seconds.
         @tf.function(
             input_signature=[
                 tf.TensorSpec([None, packing.ids_width], tf.int32, "ids"),
                 tf.TensorSpec([None, packing.numbers_width], tf.float32, "numbers"),
-            ]
+            ],
+            autograph=False,
         )
         def scores(ids: tf.Tensor, numbers: tf.Tensor) -> dict[str, tf.Tensor]:
             logits = model({"ids": ids, "numbers": numbers}, training=False)
@@ -96,9 +97,6 @@ class _Served(tf.Module):
         def answer(features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             found = scores(**packing.pack_tensors(features))
             return {name: tf.identity(value, name) for name, value in found.items()}
-
-        def from_raw(raw: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            return answer(self.transform.transform_fn(dict(raw)))
 
         arguments = argument_names(column.name for column in columns)
         raw_spec = {
@@ -110,15 +108,17 @@ class _Served(tf.Module):
             for column in columns
         }
 
-        @tf.function(input_signature=[raw_spec])
+        @tf.function(input_signature=[raw_spec], autograph=False)
         def raw(inputs: Any) -> dict[str, tf.Tensor]:
-            return from_raw(inputs)
+            return answer(self.transform.transform_fn(dict(inputs)))
 
-        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
+        @tf.function(
+            input_signature=[tf.TensorSpec([None], tf.string, name="examples")], autograph=False
+        )
         def tf_example(examples: tf.Tensor) -> dict[str, tf.Tensor]:
-            return from_raw(tf.io.parse_example(examples, parsing))
+            return raw(tf.io.parse_example(examples, parsing))
 
-        @tf.function(input_signature=[numeric_signature(spec)])
+        @tf.function(input_signature=[numeric_signature(spec)], autograph=False)
         def numeric(inputs: Any) -> dict[str, tf.Tensor]:
             return answer(inputs)
 

@@ -197,12 +197,12 @@ class RankingModel(tfrs.Model):
             ]
         return shared
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def predict_logits(self, batch: Batch) -> tf.Tensor:
         """Logits, float32 [batch, tasks], as they are served: no dropout, neutral position."""
         return self.call(batch, training=False)
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def predict_kinds(self, batch: Batch) -> tf.Tensor:
         """Mean logits of each kind of network, and trees': float32 [batch, kinds, tasks]."""
         return tf.stack(self._kind_logits(batch), axis=1)

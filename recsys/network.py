@@ -425,7 +425,7 @@ class Network(tf_keras.layers.Layer):
             return embeddings
         return tf.nn.experimental.stateless_dropout(embeddings, rate, seed=fold_in(seed, 0))
 
-    @tf.function(jit_compile=True)
+    @tf.function(jit_compile=True, autograph=False)
     def _compiled(self, embeddings: Any, dense: Any, seed: Any, training: Any) -> tf.Tensor:
         return self.read(embeddings, dense, seed, training)
 

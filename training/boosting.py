@@ -133,7 +133,7 @@ def _columns(inputs: TreeInputs, rows: Rows) -> NDArray[np.float32]:
     """What trees read, [rows, columns], made by the graph that serves."""
     import tensorflow as tf
 
-    read = tf.function(inputs, reduce_retracing=True)
+    read = tf.function(inputs, reduce_retracing=True, autograph=False)
     found = np.empty((len(rows), inputs.width), np.float32)
     for start in range(0, len(rows), READ):
         part = slice(start, start + READ)

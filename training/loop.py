@@ -377,9 +377,11 @@ class _Loop:
         if self._job.profile:
             # Batches are fetched outside of the step, where waiting for them can be timed. All
             # workers do, to the run's end: their collectives are numbered as steps are traced.
-            compiled = tf.function(step_of, reduce_retracing=True)
+            compiled = tf.function(step_of, reduce_retracing=True, autograph=False)
             return lambda batches: self._profiled(compiled, batches)
-        return step if self._job.eager else tf.function(step, reduce_retracing=True)
+        if self._job.eager:
+            return step
+        return tf.function(step, reduce_retracing=True, autograph=False)
 
     def _profiled(self, step: Callable[[Any], dict[str, Any]], batches: Any) -> dict[str, Any]:
         if not self._chief or self._profiler is None or self._profiler.done:
@@ -439,7 +441,7 @@ def _summer(strategy: Any) -> Callable[[Any], Any]:
         context = tf.distribute.get_replica_context()
         return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(values))
 
-    @tf.function
+    @tf.function(autograph=False)
     def total(values: Any) -> Any:
         return strategy.run(add, args=(values,))
 
@@ -456,7 +458,7 @@ def _gather(strategy: Any, values: Any) -> Any:
     def gather(part: Any) -> Any:
         return tf.distribute.get_replica_context().all_gather(tf.identity(part), axis=0)
 
-    @tf.function
+    @tf.function(autograph=False)
     def joined(part: Any) -> Any:
         return strategy.run(gather, args=(part,))
 

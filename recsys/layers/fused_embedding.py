@@ -350,7 +350,7 @@ class FusedEmbedding(tf_keras.layers.Layer):
         # a tensor, for TensorFlow computes what hangs on constants alone once more, to fold it.
         drawn_by_size = isinstance(self.initializer, tf_keras.initializers.RandomNormal)
 
-        @tf.function
+        @tf.function(autograph=False)
         def draw(size: tf.Tensor) -> tf.Tensor:
             table = self.initializer(size if drawn_by_size else shape, dtype=dtype)
             kept = tf.not_equal(tf.range(size[0]), PADDING_ROW)[:, tf.newaxis]

@@ -102,7 +102,7 @@ def make_step(contestant: str, rows: int, folder: Path) -> Callable[[], Any]:
     spec = make_spec(*MODELS[contestant])
     network = build(spec, {f"c{n}": worker.per_table(rows) for n in range(worker.FIELDS)})
     data = open_input(spec, folder)
-    step = tf.function(network.train_step, reduce_retracing=True)
+    step = tf.function(network.train_step, reduce_retracing=True, autograph=False)
     for _ in range(3):
         step(next(data))["loss"].numpy()
     use_huge_pages()
