@@ -291,7 +291,7 @@ def main() -> None:
         finally:
             child.send_signal(signal.SIGTERM)
             child.wait(timeout=60)
-    Console().print(result)
+    Console(width=110).print(result)
     if folder is not None:
         shutil.rmtree(folder)
 
