@@ -1,4 +1,4 @@
-"""Sums of gradients over the replicas of all workers, in as few exchanges as they take."""
+"""Sums and means over the replicas of all workers, in as few exchanges as they take."""
 
 from __future__ import annotations
 
@@ -8,6 +8,18 @@ from typing import TypeAlias
 import tensorflow as tf
 
 Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices | None
+
+
+def replica_mean(values: tf.Tensor) -> tf.Tensor:
+    """Mean over all replicas of all workers; the value itself outside a strategy.
+
+    State that is updated from such means, and from nothing else, stays equal on all
+    replicas.
+    """
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return values
+    return context.all_reduce(tf.distribute.ReduceOp.MEAN, values)
 
 
 def sum_over_replicas(gradients: Sequence[Gradient]) -> list[Gradient]:

@@ -30,7 +30,9 @@ class RankingModel(tfrs.Model):
 
     A batch is a dictionary: `ids` int32 [batch, ids], `numbers` float32 [batch, numbers],
     `labels` float32 [batch, tasks] (NaN where not observed), `groups` int64 [batch] (the
-    request), `weights` float32 [batch] (0 leaves a row out).
+    request), `weights` float32 [batch] (0 leaves a row out). Replicas have equally many rows each;
+    without `train.negative_sampling` they must have equal weights and labels as well for the
+    loss of tasks over all rows to be that of the whole batch, as `training` makes them.
 
     With `model.members` above one, that many networks are trained side by side, each on
     its own loss, and the mean of their logits is what the model answers; with
@@ -74,7 +76,9 @@ class RankingModel(tfrs.Model):
                 trainable=False,
                 name="label_units",
             )
-        self.losses_of = MultiTaskLoss([task_loss(task) for task in spec.tasks])
+        self.losses_of = MultiTaskLoss(
+            [task_loss(task) for task in spec.tasks], even=spec.train.negative_sampling == 1
+        )
         options: dict[str, Any] = {}
         if spec.train.balancing.kind == "gradnorm":
             options["alpha"] = spec.train.balancing.alpha
@@ -133,6 +137,8 @@ class RankingModel(tfrs.Model):
     def task_losses(self, batch: Batch, logits: list[tf.Tensor]) -> dict[str, tf.Tensor]:
         """Loss of each task, a scalar, the mean over the members.
 
+        Under a strategy the mean over replicas is the loss of the whole batch.
+
         Args:
             batch: `labels` float32 [batch, tasks], `weights` float32 [batch], and `groups` int64
                 [batch] for ranking losses.
@@ -144,12 +150,13 @@ class RankingModel(tfrs.Model):
             for index, task in enumerate(self.spec.tasks)
             if task.is_regression and self.label_units is not None
         }
-        total: dict[str, tf.Tensor] = {}
-        for member in logits:
-            by_task = dict(zip(self._task_names, tf.unstack(member, axis=1), strict=True))
-            losses = self.losses_of(labels, by_task, batch["weights"], batch.get("groups"), units)
-            total = {name: total.get(name, 0.0) + loss for name, loss in losses.items()}
-        return {name: loss / len(logits) for name, loss in total.items()}
+        networks = [
+            dict(zip(self._task_names, tf.unstack(member, axis=1), strict=True))
+            for member in logits
+        ]
+        return self.losses_of.mean_of(
+            labels, networks, batch["weights"], batch.get("groups"), units
+        )
 
     def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """One step; returns `loss`, `loss/<task>` and what the balancer logs."""
@@ -182,19 +189,19 @@ class RankingModel(tfrs.Model):
         total = tf.add_n([task.weight * report[f"loss/{task.name}"] for task in self.spec.tasks])
         return {"loss": total, **report}
 
-    def shared_variables(self) -> list[tf.Variable]:
-        """What all tasks share, as far as the balancer measures or projects there."""
+    def shared_variables(self) -> list[list[tf.Variable]]:
+        """What all tasks share in each network, as far as the balancer measures or projects it."""
         if self.balancer.shares == "all":
-            return [v for network in self.networks for v in network.shared_weights()]
-        shared: list[tf.Variable] = []
+            return [network.shared_weights() for network in self.networks]
+        shared: list[list[tf.Variable]] = []
         for network in self.networks:
             layers = [
                 layer for layer in network.sharing.submodules if isinstance(layer, GatedDense)
             ]
             width = network.spec.model.shared[-1]
-            shared += [
-                v for layer in layers if layer.units == width for v in layer.trainable_variables
-            ]
+            shared.append(
+                [v for layer in layers if layer.units == width for v in layer.trainable_variables]
+            )
         return shared
 
     @tf.function(reduce_retracing=True, autograph=False)

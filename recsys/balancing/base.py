@@ -13,18 +13,6 @@ from recsys.exchange import Gradient
 Logs = dict[str, tf.Tensor]
 
 
-def replica_mean(values: tf.Tensor) -> tf.Tensor:
-    """Mean over all replicas of all workers; the value itself outside a strategy.
-
-    State that is updated from such means, and from nothing else, stays equal on all
-    replicas.
-    """
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return values
-    return context.all_reduce(tf.distribute.ReduceOp.MEAN, values)
-
-
 class Balancer(tf.Module):
     """Combines the gradients of several losses into one gradient a variable.
 
@@ -64,7 +52,7 @@ class Balancer(tf.Module):
         self,
         losses: Mapping[str, tf.Tensor],
         tape: tf.GradientTape,
-        shared_variables: Sequence[tf.Variable],
+        shared_variables: Sequence[Sequence[tf.Variable]],
         all_variables: Sequence[tf.Variable],
         scale: float | tf.Tensor = 1.0,
     ) -> tuple[list[Gradient], Logs]:
@@ -72,11 +60,12 @@ class Balancer(tf.Module):
 
         Args:
             losses: task to scalar loss of this replica, recorded on the tape, without
-                loss scale.
+                loss scale. The mean over replicas is the loss of the whole batch.
             tape: the tape, persistent if `persistent` says so.
-            shared_variables: variables that several tasks reach. "gradnorm" measures
-                norms on them (pass the last shared layer's weights), "pcgrad" projects
-                them (pass all of them); the others ignore them.
+            shared_variables: variables that several tasks reach, a list for each of the
+                networks that are trained side by side. "gradnorm" measures norms on them
+                (pass the last shared layer's weights), "pcgrad" projects each network's
+                (pass all of them); the others ignore them.
             all_variables: variables to return gradients for.
             scale: factor of all returned gradients: the loss scale of float16 training,
                 over the number of replicas if the optimizer sums over them. It

@@ -19,7 +19,7 @@ class FixedWeights(Balancer):
         self,
         losses: Mapping[str, tf.Tensor],
         tape: tf.GradientTape,
-        shared_variables: Sequence[tf.Variable],
+        shared_variables: Sequence[Sequence[tf.Variable]],
         all_variables: Sequence[tf.Variable],
         scale: float | tf.Tensor = 1.0,
     ) -> tuple[list[Gradient], Logs]:

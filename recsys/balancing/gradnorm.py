@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
-from recsys.balancing.base import Balancer, Gradient, Logs, flatten, replica_mean, state
+from recsys.balancing.base import Balancer, Gradient, Logs, flatten, state
+from recsys.exchange import replica_mean
 
 
 class GradNorm(Balancer):
@@ -59,7 +60,7 @@ class GradNorm(Balancer):
         self,
         losses: Mapping[str, tf.Tensor],
         tape: tf.GradientTape,
-        shared_variables: Sequence[tf.Variable],
+        shared_variables: Sequence[Sequence[tf.Variable]],
         all_variables: Sequence[tf.Variable],
         scale: float | tf.Tensor = 1.0,
     ) -> tuple[list[Gradient], Logs]:
@@ -69,19 +70,20 @@ class GradNorm(Balancer):
             ValueError: if no shared variable has a dense gradient.
         """
         weights = tf.convert_to_tensor(self.weights)
-        per_task = self._task_gradients(losses, tape, shared_variables, scale)
+        shared = [variable for network in shared_variables for variable in network]
+        per_task = self._task_gradients(losses, tape, shared, scale)
         dense = [
             k
-            for k in range(len(shared_variables))
+            for k in range(len(shared))
             if any(grads[k] is not None for grads in per_task)
             and not any(isinstance(grads[k], tf.IndexedSlices) for grads in per_task)
         ]
         if not dense:
             raise ValueError(
                 "gradnorm needs a dense shared variable that the losses reach, such as the "
-                f"kernel of the last shared layer; received {[v.name for v in shared_variables]}."
+                f"kernel of the last shared layer; received {[v.name for v in shared]}."
             )
-        variables = [shared_variables[k] for k in dense]
+        variables = [shared[k] for k in dense]
         flat = tf.stack([flatten([grads[k] for k in dense], variables) for grads in per_task])
         flat /= tf.cast(scale, tf.float32)
         # One collective for losses and gradients together.

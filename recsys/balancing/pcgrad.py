@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import tensorflow as tf
 
-from recsys.balancing.base import Balancer, Gradient, Logs, flatten, replica_mean, state
-from recsys.exchange import sum_over_replicas
+from recsys.balancing.base import Balancer, Gradient, Logs, flatten, state
+from recsys.exchange import replica_mean, sum_over_replicas
 from recsys.optimizers import sum_repeated
+
+
+class _Dense(NamedTuple):
+    """A variable of a network, and its dense gradient of each task."""
+
+    network: int
+    variable: tf.Variable
+    gradients: list[tf.Tensor | None]
+
+
+class _Rows(NamedTuple):
+    """A table of a network, and the touched rows' gradients, values [rows, tasks, width]."""
+
+    network: int
+    variable: tf.Variable
+    rows: tf.IndexedSlices
 
 
 class PCGrad(Balancer):
@@ -19,7 +36,8 @@ class PCGrad(Balancer):
     gradients are summed.
 
     The gradient of a task is that of all shared variables that more than one task reaches,
-    embedding tables among them, as one vector. All others get the plain sum.
+    embedding tables among them, as one vector: one a network, where several are trained side by
+    side. All other variables get the plain sum.
 
     Projected gradients are linear combinations of the tasks' gradients, so everything
     is decided by their inner products, a tasks by tasks matrix. Under a strategy this is made
@@ -55,7 +73,7 @@ class PCGrad(Balancer):
         self,
         losses: Mapping[str, tf.Tensor],
         tape: tf.GradientTape,
-        shared_variables: Sequence[tf.Variable],
+        shared_variables: Sequence[Sequence[tf.Variable]],
         all_variables: Sequence[tf.Variable],
         scale: float | tf.Tensor = 1.0,
     ) -> tuple[list[Gradient], Logs]:
@@ -64,48 +82,57 @@ class PCGrad(Balancer):
         Sparse gradients of the projected variables come with distinct indices. Logs also
         "gradient_norm/TASK" on the projected variables, "coefficient/TASK" (how much of the
         task's gradient is in the sum) and "conflicts" (the share of pairs of tasks that point
-        against each other).
+        against each other), the last two as means over the networks.
 
         Raises:
             ValueError: if no shared variable is reached by two tasks (by one, if there is
                 only one), and as `Balancer.gradients`.
         """
         listed = {v.ref() for v in all_variables}
-        shared = [v for v in shared_variables if v.ref() in listed]
-        columns = zip(*self._task_gradients(losses, tape, shared, scale), strict=True)
+        shared = [
+            (network, v)
+            for network, variables in enumerate(shared_variables)
+            for v in variables
+            if v.ref() in listed
+        ]
+        by_task = self._task_gradients(losses, tape, [v for _, v in shared], scale)
         count = len(self.task_names)
-        dense: list[tuple[tf.Variable, list[tf.Tensor | None]]] = []
-        tables: list[tuple[tf.Variable, tf.IndexedSlices]] = []
-        for variable, gradients in zip(shared, columns, strict=True):
+        dense: list[_Dense] = []
+        tables: list[_Rows] = []
+        for (network, variable), *gradients in zip(shared, *by_task, strict=True):
             reached = [g for g in gradients if g is not None]
             if len(reached) < min(2, count):
                 continue
             if all(isinstance(g, tf.IndexedSlices) for g in reached):
-                tables.append((variable, _side_by_side(gradients)))
+                tables.append(_Rows(network, variable, _side_by_side(gradients)))
             else:
-                dense.append((variable, [_as_dense(g) for g in gradients]))
+                dense.append(_Dense(network, variable, [_as_dense(g) for g in gradients]))
         if not dense and not tables:
             raise ValueError(
                 "pcgrad needs a shared variable that two of the losses reach; "
-                f"received {[v.name for v in shared_variables]}."
+                f"received {[v.name for _, v in shared]}."
             )
-        loss, gram = self._inner_products(losses, dense, tables, scale)
+        loss, gram = self._inner_products(losses, dense, tables, scale, len(shared_variables))
         step = tf.convert_to_tensor(self.step)
-        summed = tf.reduce_sum(self._project(gram, step), axis=0)
-        coefficients = tf.unstack(summed)
+        coefficients = tf.reduce_sum(self._project(gram, step), axis=1)
         self.step.assign(step + 1)
 
         combined: dict[tf.Variable, Gradient] = {}
-        for variable, gradients in dense:
-            parts = [
-                tf.cast(coefficient, gradient.dtype) * gradient
-                for coefficient, gradient in zip(coefficients, gradients, strict=True)
-                if gradient is not None
-            ]
-            combined[variable.ref()] = tf.add_n(parts)
-        for variable, rows in tables:
-            values = tf.tensordot(tf.cast(summed, rows.dtype), rows.values, axes=[[0], [1]])
-            combined[variable.ref()] = tf.IndexedSlices(values, rows.indices, rows.dense_shape)
+        for part in dense:
+            own = tf.unstack(coefficients[part.network])
+            combined[part.variable.ref()] = tf.add_n(
+                [
+                    tf.cast(coefficient, gradient.dtype) * gradient
+                    for coefficient, gradient in zip(own, part.gradients, strict=True)
+                    if gradient is not None
+                ]
+            )
+        for table in tables:
+            rows, factors = table.rows, tf.cast(coefficients[table.network], table.rows.dtype)
+            values = tf.tensordot(factors, rows.values, axes=[[0], [1]])
+            combined[table.variable.ref()] = tf.IndexedSlices(
+                values, rows.indices, rows.dense_shape
+            )
         rest = [v for v in all_variables if v.ref() not in combined]
         ones = tf.ones([count])
         plain = self._weighted_gradients(losses, tape, rest, ones, scale)
@@ -113,29 +140,39 @@ class PCGrad(Balancer):
 
         logs = self._logs(loss, ones)
         for t, name in enumerate(self.task_names):
-            logs[f"gradient_norm/{name}"] = tf.sqrt(gram[t, t])
-            logs[f"coefficient/{name}"] = coefficients[t]
+            logs[f"gradient_norm/{name}"] = tf.sqrt(tf.reduce_sum(gram[:, t, t]))
+            logs[f"coefficient/{name}"] = tf.reduce_mean(coefficients[:, t])
         against = tf.reduce_sum(tf.cast(gram < 0, tf.float32))
-        logs["conflicts"] = against / float(max(count * (count - 1), 1))
+        pairs = len(shared_variables) * max(count * (count - 1), 1)
+        logs["conflicts"] = against / float(pairs)
         return [combined[v.ref()] for v in all_variables], logs
 
     def _inner_products(
         self,
         losses: Mapping[str, tf.Tensor],
-        dense: Sequence[tuple[tf.Variable, list[tf.Tensor | None]]],
-        tables: Sequence[tuple[tf.Variable, tf.IndexedSlices]],
+        dense: Sequence[_Dense],
+        tables: Sequence[_Rows],
         scale: float | tf.Tensor,
+        networks: int,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Losses [tasks] and products of gradients [tasks, tasks], of means over replicas."""
+        """Losses [tasks] and products of gradients [networks, tasks, tasks].
+
+        Both of means over replicas.
+        """
         scale = tf.cast(scale, tf.float32)
-        variables = [variable for variable, _ in dense]
-        by_task = zip(*(gradients for _, gradients in dense), strict=True)
-        flat = [flatten(gradients, variables) / scale for gradients in by_task]
-        parts = [self._stack(losses)[:, tf.newaxis], *([tf.stack(flat)] if flat else [])]
-        mean = replica_mean(tf.concat(parts, axis=1))
-        gram = tf.matmul(mean[:, 1:], mean[:, 1:], transpose_b=True)
+        flat, widths = [self._stack(losses)[:, tf.newaxis]], [1]
+        for network in range(networks):
+            own = [part for part in dense if part.network == network]
+            variables = [part.variable for part in own]
+            by_task = list(zip(*(part.gradients for part in own), strict=True))
+            widths.append(sum(variable.shape.num_elements() for variable in variables))
+            if by_task:
+                flat.append(tf.stack([flatten(each, variables) / scale for each in by_task]))
+        loss, *vectors = tf.split(replica_mean(tf.concat(flat, axis=1)), widths, axis=1)
+        products = [tf.matmul(vector, vector, transpose_b=True) for vector in vectors]
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        for rows in sum_over_replicas([rows for _, rows in tables]):
+        summed = sum_over_replicas([part.rows for part in tables])
+        for part, rows in zip(tables, summed, strict=True):
             assert isinstance(rows, tf.IndexedSlices)
             values = tf.cast(rows.values, tf.float32) / (scale * replicas)
             if replicas > 1:
@@ -143,25 +180,29 @@ class PCGrad(Balancer):
             flat_rows = tf.reshape(
                 values, [-1, len(self.task_names), values.shape[2:].num_elements()]
             )
-            gram += tf.einsum("rtd,rsd->ts", flat_rows, flat_rows)
-        return mean[:, 0], gram
+            products[part.network] += tf.einsum("rtd,rsd->ts", flat_rows, flat_rows)
+        return loss[:, 0], tf.stack(products)
 
     def _project(self, gram: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-        """Rows: each task's projected gradient as coefficients of the tasks' gradients."""
+        """Each task's projected gradient as coefficients of the tasks' gradients.
+
+        [networks, tasks, tasks], as is the Gram matrix.
+        """
         count = len(self.task_names)
         noise = tf.random.stateless_uniform([count, count], seed=[self.seed, step])
         orders = tf.argsort(noise, axis=1)
         rows = []
         for i in range(count):
-            row = tf.one_hot(i, count)
+            row = tf.zeros_like(gram[:, i]) + tf.one_hot(i, count)
             for k in range(count):
                 j = orders[i, k]
-                inner = tf.reduce_sum(row * gram[j])  # <projected gradient i, gradient j>
-                along = tf.math.divide_no_nan(inner, gram[j, j])
+                # <projected gradient i, gradient j>
+                inner = tf.reduce_sum(row * gram[:, j], axis=1, keepdims=True)
+                along = tf.math.divide_no_nan(inner, gram[:, j, j, tf.newaxis])
                 cut = tf.where((inner < 0) & (j != i), along, 0.0)
                 row -= cut * tf.one_hot(j, count)
             rows.append(row)
-        return tf.stack(rows)
+        return tf.stack(rows, axis=1)
 
 
 def _as_dense(gradient: Gradient) -> tf.Tensor | None:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
-from recsys.balancing.base import Balancer, Gradient, Logs, replica_mean, state
+from recsys.balancing.base import Balancer, Gradient, Logs, state
+from recsys.exchange import replica_mean
 
 
 class UncertaintyWeights(Balancer):
@@ -45,7 +46,7 @@ class UncertaintyWeights(Balancer):
         self,
         losses: Mapping[str, tf.Tensor],
         tape: tf.GradientTape,
-        shared_variables: Sequence[tf.Variable],
+        shared_variables: Sequence[Sequence[tf.Variable]],
         all_variables: Sequence[tf.Variable],
         scale: float | tf.Tensor = 1.0,
     ) -> tuple[list[Gradient], Logs]:

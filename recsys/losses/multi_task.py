@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from recsys.losses.focal import focal_from_log_probs
 from recsys.losses.funnel import funnel_log_probs
-from recsys.losses.numeric import smooth_labels, to_compute_dtype, weighted_mean
-from recsys.losses.ranking import listwise_softmax, pairwise_logistic
+from recsys.losses.numeric import Ratio, divide, smooth_labels, to_compute_dtype, weighted
+from recsys.losses.ranking import listwise_ratio, pairwise_ratio
 from recsys.losses.sampling import sampled_logit
 
 Mode = Literal["entire_space", "masked", "joint"]
@@ -135,11 +135,14 @@ class MultiTaskLoss:
       known ancestors, which makes the loss an unbiased estimate of the mean over the
       entire space.
 
-    If no row counts, the loss is 0 with zero gradients. Under a strategy each replica
-    takes the mean of its own rows.
+    If no row counts, the loss is 0 with zero gradients. Under a strategy each replica has
+    its rows' share of the loss: the mean over replicas is the mean over all rows that count.
+    Ranking losses see the groups of one replica.
 
     Args:
         tasks: the records, in any order; a `given` must name a binary task among them.
+        even: whether every replica is known to have as many rows as any other, of equal
+            weight and with all labels. Then losses over all rows take no exchange.
 
     Raises:
         ValueError: on duplicate names, a dangling or circular `given`.
@@ -151,8 +154,10 @@ class MultiTaskLoss:
     {'click': 0.6931, 'conversion': 0.837}
     """
 
-    def __init__(self, tasks: Sequence[TaskLoss]) -> None:
+    def __init__(self, tasks: Sequence[TaskLoss], *, even: bool = False) -> None:
         self.tasks = tuple(tasks)
+        whole = all(t.resolved_mode != "masked" and t.ranking is None for t in self.tasks)
+        self._even = even and whole
         by_name = {task.name: task for task in self.tasks}
         if len(by_name) != len(self.tasks):
             raise ValueError(f"task names must differ; received {[t.name for t in self.tasks]}.")
@@ -196,6 +201,31 @@ class MultiTaskLoss:
             labels: task to [batch] numbers; NaN where not observed.
             logits: task to [batch] logits (predictions, for regression), those of a task
                 with `given` conditional on it, unless its mode is "joint".
+            sample_weight: see `mean_of`.
+            groups: see `mean_of`.
+            units: see `mean_of`.
+
+        Returns:
+            Task to scalar, float32 (float64 for float64 logits).
+
+        Raises:
+            ValueError: if a task's labels or logits are missing or not [batch].
+        """
+        return self.mean_of(labels, [logits], sample_weight, groups, units)
+
+    def mean_of(
+        self,
+        labels: Mapping[str, tf.Tensor],
+        networks: Sequence[Mapping[str, tf.Tensor]],
+        sample_weight: tf.Tensor | None = None,
+        groups: tf.Tensor | None = None,
+        units: Mapping[str, tf.Tensor] | None = None,
+    ) -> dict[str, tf.Tensor]:
+        """Return the loss of each task, the mean over some networks' own.
+
+        Args:
+            labels: task to [batch] numbers; NaN where not observed.
+            networks: logits of each network, as one call takes them.
             sample_weight: [batch], at least 0, or None.
             groups: [batch] ids of requests; needed by ranking losses alone.
             units: regression task to a scalar above 0, in which its error (and its score, in
@@ -207,6 +237,25 @@ class MultiTaskLoss:
         Raises:
             ValueError: if a task's labels or logits are missing or not [batch].
         """
+        if self.needs_groups and groups is None:
+            raise ValueError("groups must be given: a task has a ranking loss.")
+        units = units or {}
+        parts: list[tuple[str, Ratio]] = []
+        for logits in networks:
+            y, x = self._compared(labels, logits)
+            for task in self.tasks:
+                own = self._ratios(task, y, x, sample_weight, groups, units.get(task.name))
+                parts += [(task.name, ratio) for ratio in own]
+        losses: dict[str, tf.Tensor] = {}
+        means = divide([ratio for _, ratio in parts], self._even)
+        for (name, _), mean in zip(parts, means, strict=True):
+            losses[name] = losses[name] + mean if name in losses else mean
+        return {name: loss / len(networks) for name, loss in losses.items()}
+
+    def _compared(
+        self, labels: Mapping[str, tf.Tensor], logits: Mapping[str, tf.Tensor]
+    ) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+        """Labels and logits of each task as they are compared, [batch] of one dtype."""
         y: dict[str, tf.Tensor] = {}
         x: dict[str, tf.Tensor] = {}
         for task in self.tasks:
@@ -222,12 +271,7 @@ class MultiTaskLoss:
                 y[task.name] = tf.math.log1p(tf.maximum(y[task.name], 0.0))
             rate = task.negative_sampling_rate
             x[task.name] = logit if rate == 1 else sampled_logit(logit, rate)
-        if self.needs_groups and groups is None:
-            raise ValueError("groups must be given: a task has a ranking loss.")
-        return {
-            task.name: self._loss(task, y, x, sample_weight, groups, (units or {}).get(task.name))
-            for task in self.tasks
-        }
+        return y, x
 
     def _factors(self, name: str) -> list[str]:
         """The tasks whose sigmoids multiply to that of the task and all before it."""
@@ -235,7 +279,7 @@ class MultiTaskLoss:
         joint = [at for at, stage in enumerate(chain) if stage.resolved_mode == "joint"]
         return [stage.name for stage in chain[joint[-1] if joint else 0 :]]
 
-    def _loss(
+    def _ratios(
         self,
         task: TaskLoss,
         labels: dict[str, tf.Tensor],
@@ -243,7 +287,8 @@ class MultiTaskLoss:
         sample_weight: tf.Tensor | None,
         groups: tf.Tensor | None,
         unit: tf.Tensor | None,
-    ) -> tf.Tensor:
+    ) -> list[Ratio]:
+        """The parts of a task's loss, which add up: over rows, and over pairs or groups."""
         *ancestors, _ = [stage.name for stage in self._chains[task.name]]
         label, logit = labels[task.name], logits[task.name]
         ones = tf.ones_like(label)
@@ -276,13 +321,14 @@ class MultiTaskLoss:
         target = tf.where(counts, label, tf.zeros_like(label))
         weight = tf.where(counts, weight, tf.zeros_like(weight))
         per_row, score = self._per_row(task, target, chain, unit)
-        mean = weighted_mean(per_row, weight)
+        rows = weighted(per_row, weight)
         if denominator is not None:
-            mean = tf.math.divide_no_nan(mean * tf.reduce_sum(weight), denominator)
-        if task.ranking is not None:
-            rank = pairwise_logistic if task.ranking == "pairwise" else listwise_softmax
-            mean += task.ranking_weight * rank(label, score, groups, weight)
-        return mean
+            rows = Ratio(rows.total, denominator)
+        if task.ranking is None:
+            return [rows]
+        rank = pairwise_ratio if task.ranking == "pairwise" else listwise_ratio
+        ranked = rank(label, score, groups, weight)
+        return [rows, Ratio(task.ranking_weight * ranked.total, ranked.weight)]
 
     @staticmethod
     def _per_row(

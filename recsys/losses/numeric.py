@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import tensorflow as tf
+
+from recsys.exchange import replica_mean
 
 LN2 = 0.6931471805599453
 
@@ -43,17 +48,42 @@ def smooth_labels(labels: tf.Tensor, label_smoothing: float) -> tf.Tensor:
     return labels * (1.0 - label_smoothing) + 0.5 * label_smoothing
 
 
-def weighted_mean(values: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """Sum of values times weights over the sum of weights; 0 where no weight is left.
+class Ratio(NamedTuple):
+    """A mean that is not divided yet: a weighted sum, and the sum of the weights, scalars."""
+
+    total: tf.Tensor
+    weight: tf.Tensor
+
+
+def weighted(values: tf.Tensor, weights: tf.Tensor) -> Ratio:
+    """Sum of values times weights, and the sum of weights.
 
     Values whose weight is 0 are left out even if they are not finite.
 
     Args:
         values: float tensor, usually [batch].
         weights: at least 0, the shape and dtype of values.
-
-    Returns:
-        Scalar of that dtype.
     """
     values = tf.where(weights > 0, values, tf.zeros_like(values))
-    return tf.math.divide_no_nan(tf.reduce_sum(values * weights), tf.reduce_sum(weights))
+    return Ratio(tf.reduce_sum(values * weights), tf.reduce_sum(weights))
+
+
+def divide(ratios: Sequence[Ratio], even: bool = False) -> list[tf.Tensor]:
+    """Each total over its weight; 0 where no weight is left.
+
+    Under a strategy the weight is the mean of the replicas', which takes one exchange for all
+    ratios. The mean over replicas of what is returned, and of its gradients, is then the mean
+    over all of their rows, however unevenly those that count are spread.
+
+    Args:
+        ratios: Their weights get no gradient.
+        even: Whether the weights are known to be the same on every replica, and need no exchange.
+    """
+    weights = [tf.stop_gradient(each.weight) for each in ratios]
+    if not even:
+        exact = tf.stack([tf.cast(weight, tf.float64) for weight in weights])
+        weights = tf.unstack(replica_mean(exact))
+    return [
+        tf.math.divide_no_nan(each.total, tf.cast(weight, each.total.dtype))
+        for each, weight in zip(ratios, weights, strict=True)
+    ]

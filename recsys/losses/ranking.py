@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from recsys.losses.numeric import check_same_shape, to_compute_dtype
+from recsys.losses.numeric import Ratio, check_same_shape, to_compute_dtype
 
 
 def _observed(
@@ -61,6 +61,16 @@ def pairwise_logistic(
     >>> round(float(loss), 4)  # log(1 + e^-2)
     0.1269
     """
+    return tf.math.divide_no_nan(*pairwise_ratio(labels, logits, groups, sample_weight))
+
+
+def pairwise_ratio(
+    labels: tf.Tensor,
+    logits: tf.Tensor,
+    groups: tf.Tensor,
+    sample_weight: tf.Tensor | None = None,
+) -> Ratio:
+    """`pairwise_logistic` before its division by the weight of all pairs."""
     y, x, index, w = _observed(labels, logits, groups, sample_weight)
     order = tf.argsort(index, stable=True)
     y, x, index, w = (tf.gather(v, order) for v in (y, x, index, w))
@@ -77,7 +87,7 @@ def pairwise_logistic(
     both = tf.gather(w, i) * tf.gather(w, j)
     weight = tf.where(tf.gather(y, i) > tf.gather(y, j), both, 0.0)
     pair_loss = tf.math.softplus(tf.gather(x, j) - tf.gather(x, i))
-    return tf.math.divide_no_nan(tf.reduce_sum(weight * pair_loss), tf.reduce_sum(weight))
+    return Ratio(tf.reduce_sum(weight * pair_loss), tf.reduce_sum(weight))
 
 
 def listwise_softmax(
@@ -108,6 +118,16 @@ def listwise_softmax(
     >>> round(float(loss), 4)  # -log(e^2 / (e^2 + 1))
     0.1269
     """
+    return tf.math.divide_no_nan(*listwise_ratio(labels, logits, groups, sample_weight))
+
+
+def listwise_ratio(
+    labels: tf.Tensor,
+    logits: tf.Tensor,
+    groups: tf.Tensor,
+    sample_weight: tf.Tensor | None = None,
+) -> Ratio:
+    """`listwise_softmax` before its division by the weight of all groups."""
     y, x, index, w = _observed(labels, logits, groups, sample_weight)
     n = _groups_of(index)
 
@@ -124,4 +144,4 @@ def listwise_softmax(
     used = (label_sum > 0) & (total(tf.ones_like(y)) > 1)
     target = tf.math.divide_no_nan(y, tf.gather(label_sum, index))
     target = w * tf.where(tf.gather(used, index), target, tf.zeros_like(target))
-    return tf.math.divide_no_nan(-tf.reduce_sum(target * log_softmax), tf.reduce_sum(target))
+    return Ratio(-tf.reduce_sum(target * log_softmax), tf.reduce_sum(target))

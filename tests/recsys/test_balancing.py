@@ -28,7 +28,7 @@ def linear(balancer: Balancer, directions: dict[str, list[float]], **kwargs):
     w = tf.Variable(tf.zeros([len(next(iter(directions.values())))]))
     with tf.GradientTape(persistent=balancer.persistent) as tape:
         losses = {k: tf.reduce_sum(w * tf.constant(g)) + 1.0 for k, g in directions.items()}
-    (gradient,), logs = balancer.gradients(losses, tape, [w], [w], **kwargs)
+    (gradient,), logs = balancer.gradients(losses, tape, [[w]], [w], **kwargs)
     return gradient.numpy(), {k: float(v) for k, v in logs.items()}
 
 
@@ -37,7 +37,7 @@ def constant(balancer: Balancer, values: dict[str, float]):
     w = tf.Variable([1.0])
     with tf.GradientTape(persistent=balancer.persistent) as tape:
         losses = {k: tf.reduce_sum(w) * v for k, v in values.items()}
-    (gradient,), logs = balancer.gradients(losses, tape, [w], [w])
+    (gradient,), logs = balancer.gradients(losses, tape, [[w]], [w])
     return float(gradient[0]), {k: float(v) for k, v in logs.items()}
 
 
@@ -165,7 +165,7 @@ class TestGradNorm:
         with tf.GradientTape(persistent=True) as tape:
             loss = tf.reduce_sum(tf.gather(table, [1, 2]))
         with pytest.raises(ValueError, match="dense"):
-            balancer.gradients({"a": loss}, tape, [table], [table])
+            balancer.gradients({"a": loss}, tape, [[table]], [table])
 
 
 def pcgrad_results(g: np.ndarray) -> list[np.ndarray]:
@@ -231,7 +231,7 @@ class TestPCGrad:
             h = shared * tf.reduce_sum(tf.gather(table, [0, 0, 2]), axis=0)
             losses = {"a": head * h[0], "b": -h[0] + h[1] + tf.gather(own, [1])[0, 0]}
         variables = [table, head, unused, shared, own]
-        grads, logs = balancer.gradients(losses, tape, [shared, table, own], variables)
+        grads, logs = balancer.gradients(losses, tape, [[shared, table, own]], variables)
         # On shared: 2 * 3 and 0, and -3 and 3. On rows 0 (twice) and 2 of the table, coordinates
         # in turn: 2 and 0, and -1 and 1. Each task's is one vector, projected off the other's.
         a = np.array([6.0, 0, 4, 0, 2, 0])
@@ -250,6 +250,20 @@ class TestPCGrad:
         assert grads[2] is None
         np.testing.assert_allclose(tf.convert_to_tensor(grads[4]), [[0.0], [1.0]])
 
+    def test_networks_side_by_side_are_projected_each_by_itself(self) -> None:
+        """The tasks conflict in one network, and agree over both taken together."""
+        v, w = tf.Variable([0.0, 0.0]), tf.Variable(tf.zeros([2, 2]))
+        balancer = make_balancer("pcgrad", ["a", "b"])
+        with tf.GradientTape(persistent=True) as tape:
+            row = tf.gather(w, [1])[0]
+            losses = {"a": v[0] + 3.0 * row[0], "b": v[1] - v[0] + row[0]}
+        grads, logs = balancer.gradients(losses, tape, [[v], [w]], [v, w])
+        np.testing.assert_allclose(grads[0], [0.5, 1.5])  # as in `test_two_that_conflict`
+        np.testing.assert_allclose(tf.convert_to_tensor(grads[1]), [[0.0, 0.0], [4.0, 0.0]])
+        assert float(logs["conflicts"]) == 0.5
+        assert float(logs["coefficient/a"]) == pytest.approx(1.5)
+        assert float(logs["gradient_norm/a"]) == pytest.approx(math.sqrt(1 + 9))
+
     def test_a_variable_that_is_read_by_rows_and_whole(self) -> None:
         table = tf.Variable([[1.0], [1.0]])
         balancer = make_balancer("pcgrad", ["a", "b"])
@@ -258,7 +272,7 @@ class TestPCGrad:
                 "a": tf.gather(table, [0])[0, 0],
                 "b": tf.reduce_sum(table * [[-1.0], [1.0]]),
             }
-        (gradient,), _ = balancer.gradients(losses, tape, [table], [table])
+        (gradient,), _ = balancer.gradients(losses, tape, [[table]], [table])
         # (1, 0) and (-1, 1), as in `test_two_that_conflict`.
         np.testing.assert_allclose(gradient, [[0.5], [1.5]], rtol=1e-6)
 
@@ -268,7 +282,7 @@ class TestPCGrad:
         with tf.GradientTape(persistent=True) as tape:
             losses = {"a": v * 2.0, "b": w * 3.0}
         with pytest.raises(ValueError, match="two of the losses"):
-            balancer.gradients(losses, tape, [v, w], [v, w])
+            balancer.gradients(losses, tape, [[v, w]], [v, w])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -318,7 +332,7 @@ class TestEveryKind:
         with tf.GradientTape(persistent=balancer.persistent) as tape:
             h = tf.cast(tf.cast(w, tf.float16), tf.float32)
             losses = {"a": h[0] * 1e-8, "b": (h[1] - h[0]) * 1e-8 + 1e-8}
-        (gradient,), _ = balancer.gradients(losses, tape, [w], [w], scale=2.0**20)
+        (gradient,), _ = balancer.gradients(losses, tape, [[w]], [w], scale=2.0**20)
         assert (np.abs(gradient) > 0).any()
         assert np.isfinite(gradient).all()
 
@@ -362,7 +376,7 @@ def train(kind: str, strategy: tf.distribute.Strategy, worker: int, workers: int
                     "c": tf.reduce_mean((h[:, 0] + 2.0 * t) ** 2),
                 }
             shared = [w, table] if balancer.shares == "all" else [w]
-            grads, logs = balancer.gradients(losses, tape, shared, [w, table], scale=1 / workers)
+            grads, logs = balancer.gradients(losses, tape, [shared], [w, table], scale=1 / workers)
             optimizer.apply_gradients(zip(grads, [w, table], strict=True))
             return logs
 

@@ -190,7 +190,8 @@ def test_every_encoding_and_interaction_learns(reading: str, members: int) -> No
     assert np.abs(after - before).max() > 1e-4
 
 
-def test_pcgrad_projects_all_that_tasks_share_and_nothing_else() -> None:
+@pytest.mark.parametrize("members", [1, 2])
+def test_pcgrad_projects_all_that_tasks_share_in_a_network_and_nothing_else(members: int) -> None:
     spec = with_switches(
         load(SPECS / "kuairand.yaml").shrunk(),
         {
@@ -201,6 +202,8 @@ def test_pcgrad_projects_all_that_tasks_share_and_nothing_else() -> None:
             "recompute": False,
         },
     )
+    network = spec.model.model_copy(update={"members": members})
+    spec = spec.model_copy(update={"model": network})
     model = build(spec, tables_of(spec))
     batch, variables = batch_of(spec), model.trainable_variables
     # Unlike at the start: zeros at the first order, and heads that point in any direction.
@@ -221,25 +224,30 @@ def test_pcgrad_projects_all_that_tasks_share_and_nothing_else() -> None:
                 for g in tape.gradient(loss, variables)
             ]
         )
-    own = ("first_order", "number_weights", "tower_", "head_")
-    both = [
-        k
-        for k, variable in enumerate(variables)
-        if not any(word in variable.name for word in own)
-        and all(gradients[k] is not None for gradients in by_task)
-    ]
-    assert any("fused_table" in variables[k].name for k in both)
-    a, b = (np.concatenate([gradients[k].ravel() for k in both]) for gradients in by_task)
-    along = min(0.0, a @ b)
-    expected = a - along / (b @ b) * b + b - along / (a @ a) * a
-
     tape = tf.GradientTape(persistent=True)
     losses = losses_of(tape)
     found, logs = model.balancer.gradients(losses, tape, model.shared_variables(), variables)
-    got = np.concatenate([tf.convert_to_tensor(found[k]).numpy().ravel() for k in both])
-    np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-6 * np.abs(expected).max())
-    np.testing.assert_allclose(logs["gradient_norm/click"], np.sqrt(a @ a), rtol=1e-4)
-    for k in set(range(len(variables))) - set(both):
+    own = ("first_order", "number_weights", "tower_", "head_")
+    projected, squares = [], 0.0
+    for network in model.networks:
+        inside = {variable.ref() for variable in network.trainable_variables}
+        both = [
+            k
+            for k, variable in enumerate(variables)
+            if variable.ref() in inside
+            and not any(word in variable.name for word in own)
+            and all(gradients[k] is not None for gradients in by_task)
+        ]
+        assert any("fused_table" in variables[k].name for k in both)
+        a, b = (np.concatenate([gradients[k].ravel() for k in both]) for gradients in by_task)
+        along = min(0.0, a @ b)
+        expected = a - along / (b @ b) * b + b - along / (a @ a) * a
+        got = np.concatenate([tf.convert_to_tensor(found[k]).numpy().ravel() for k in both])
+        np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-6 * np.abs(expected).max())
+        projected += both
+        squares += a @ a
+    np.testing.assert_allclose(logs["gradient_norm/click"], np.sqrt(squares), rtol=1e-4)
+    for k in set(range(len(variables))) - set(projected):
         total = sum(g[k] for g in by_task if g[k] is not None)
         np.testing.assert_allclose(tf.convert_to_tensor(found[k]), total, rtol=1e-4, atol=1e-7)
 

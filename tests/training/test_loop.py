@@ -119,9 +119,20 @@ def test_a_killed_writer_leaves_no_checkpoint(features: Path, tmp_path: Path) ->
     assert Store(tmp_path).names() == []
 
 
-def test_two_workers_end_like_one(features: Path, tmp_path: Path, whole: tuple[Path, Any]) -> None:
-    fit_in_processes(features, tmp_path, 2)
-    for left, right in zip(history(tmp_path), history(whole[0]), strict=True):
+# Thinned negatives weigh more, and workers have different numbers of them in a batch.
+@pytest.mark.parametrize("negative_sampling", [1.0, 0.2])
+def test_two_workers_end_like_one(
+    features: Path, tmp_path: Path, whole: tuple[Path, Any], negative_sampling: float
+) -> None:
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    both.mkdir()
+    if negative_sampling == 1:
+        alone = whole[0]
+    else:
+        alone.mkdir()
+        fit(Job(small_spec(negative_sampling=negative_sampling), features, alone))
+    fit_in_processes(features, both, 2, negative_sampling=negative_sampling)
+    for left, right in zip(history(both), history(alone), strict=True):
         assert left["step"] == right["step"]
         assert left["score"] == pytest.approx(right["score"], abs=1e-4)
         assert left["train"]["loss"] == pytest.approx(right["train"]["loss"], rel=1e-4)
