@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -184,10 +184,11 @@ def _champion_metrics(champion: Path, spec: Spec, features: Path, split: str) ->
 def _evaluate_model(
     spec: Spec, export: Path, features: Path, split: str, raw: bool = False
 ) -> tuple[dict[str, Any], dict[str, NDArray[Any]], NDArray[Any]]:
-    answers, labels, users, slices = _predict(spec, export, features, split, raw)
+    found = predict(spec, export, features, split, raw)
+    answers, labels, users = found.answers, found.labels, found.users
     tasks = measure(spec, labels, answers, users)
     metrics: dict[str, Any] = {"split": split, "rows": len(labels), "tasks": tasks, "slices": {}}
-    for feature, values in slices.items():
+    for feature, values in found.slices.items():
         metrics["slices"][feature] = _by_slice(spec, values, labels, answers, users)
     return metrics, answers, labels
 
@@ -244,9 +245,35 @@ def _load_signature(export: Path, name: str) -> Any:
     return signature
 
 
-def _predict(
-    spec: Spec, export: Path, features: Path, split: str, raw: bool
-) -> tuple[dict[str, NDArray[Any]], NDArray[Any], NDArray[Any], dict[str, NDArray[Any]]]:
+class Predicted(NamedTuple):
+    """What a model answers for a split's rows, in the order of its files.
+
+    Attributes:
+        answers: By output name, float32 [rows].
+        labels: float32 [rows, tasks].
+        users: Hashes of the users' keys, [rows].
+        slices: By feature, text [rows].
+    """
+
+    answers: dict[str, NDArray[Any]]
+    labels: NDArray[Any]
+    users: NDArray[Any]
+    slices: dict[str, NDArray[Any]]
+
+
+def predict(spec: Spec, export: Path, features: Path, split: str, raw: bool = False) -> Predicted:
+    """A split's rows through an exported model.
+
+    Args:
+        spec: The model's spec.
+        export: The SavedModel.
+        features: The features folder.
+        split: train, validation or test.
+        raw: Read the rows' raw columns, through the model's own transform graph.
+
+    Raises:
+        UserError: The model or the examples are damaged, or the split is empty.
+    """
     import tensorflow as tf
 
     signature = _load_signature(export, "serving_default" if raw else "numeric")
@@ -279,7 +306,7 @@ def _predict(
     joined = {name: np.concatenate(values) for name, values in parts.items()}
     found = {name: joined[name] for name in output_names(spec)}
     by_slice = {name: joined[slice_column(name)] for name in spec.evaluate.slices}
-    return found, joined["labels"], joined["users"], by_slice
+    return Predicted(found, joined["labels"], joined["users"], by_slice)
 
 
 def _read_inputs(

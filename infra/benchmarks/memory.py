@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 import recsys  # noqa: F401  (Keras switch first)
+from infra.benchmarks.docs import markdown_table
 
 LENGTHS = (512, 1024, 2048, 4096)
 HEADS = 2
@@ -146,9 +147,7 @@ def measure(
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def markdown(
-    lengths: Sequence[int], found: dict[tuple[str, bool], list[dict[str, float]]]
-) -> list[str]:
+def markdown(lengths: Sequence[int], found: dict[tuple[str, bool], list[dict[str, float]]]) -> str:
     """The table: peak MiB and ms a step by length, and each peak over the one before it.
 
     Args:
@@ -156,16 +155,13 @@ def markdown(
         found: `mib` and `ms` at each length, by case.
     """
     heads = ["layer", "recompute", *(f"{n:,}" for n in lengths), "growth"]
-    lines = [
-        "| " + " | ".join(heads) + " |",
-        "|---|---|" + "---:|" * len(lengths) + "---|",
-    ]
+    rows = []
     for (name, recompute), points in found.items():
         peaks = [point["mib"] for point in points]
         growth = ", ".join(f"×{b / a:.2f}" for a, b in pairwise(peaks))
         cells = [f"{p['mib']:,.0f} MiB, {p['ms']:,.0f} ms" for p in points]
-        lines.append("| " + " | ".join([name, "yes" if recompute else "no", *cells, growth]) + " |")
-    return lines
+        rows.append([name, "yes" if recompute else "no", *cells, growth])
+    return markdown_table(heads, rows, left=2)
 
 
 def main() -> None:
@@ -198,7 +194,7 @@ def main() -> None:
         f"{options.layers} layers, batch {options.batch}, width {options.dim}, {HEADS} heads, "
         "windows of 64\n"
     )
-    print("\n".join(markdown(lengths, found)))
+    print(markdown(lengths, found))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def test_twice_the_length_takes_twice_the_memory_and_not_four_times(
 
 def test_the_table_shows_each_growth() -> None:
     points = [{"mib": 10.0, "ms": 1.0}, {"mib": 20.4, "ms": 2.5}, {"mib": 81.6, "ms": 1200.0}]
-    lines = markdown([512, 1024, 2048], {(LOCAL, True): points})
+    lines = markdown([512, 1024, 2048], {(LOCAL, True): points}).splitlines()
     assert lines[0] == "| layer | recompute | 512 | 1,024 | 2,048 | growth |"
     assert lines[2] == (
         f"| {LOCAL} | yes | 10 MiB, 1 ms | 20 MiB, 2 ms | 82 MiB, 1,200 ms | ×2.04, ×4.00 |"

@@ -14,6 +14,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
+from infra.benchmarks.docs import write_between
 from infra.benchmarks.quality import flights, other_domain, report
 from infra.benchmarks.quality.rows import Keys, read_keys, write_shared
 from infra.benchmarks.quality.scores import score, selection
@@ -179,8 +180,8 @@ def test_the_table_orders_by_auc_and_the_plot_is_small(tmp_path: Path) -> None:
 def test_documents_are_written_between_markers_only(tmp_path: Path) -> None:
     page = tmp_path / "benchmarks.md"
     page.write_text("# Benchmarks\n\n<!-- quality:start -->\nold\n<!-- quality:end -->\n\nAfter\n")
-    report.write_between(page, "quality", "new")
-    report.write_between(page, "other", "more")
+    write_between(page, "quality", "new")
+    write_between(page, "other", "more")
     assert page.read_text() == (
         "# Benchmarks\n\n<!-- quality:start -->\nnew\n<!-- quality:end -->\n\nAfter\n\n"
         "<!-- other:start -->\nmore\n<!-- other:end -->\n"

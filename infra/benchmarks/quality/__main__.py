@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+from infra.benchmarks.docs import ROOT, write_between
 from infra.benchmarks.quality import flights, other_domain, report
 from infra.benchmarks.quality.bench import PEERS, Bench, Options, make_features
 from infra.benchmarks.quality.variants import variants
@@ -25,7 +26,7 @@ from infra.infer import infer
 from recsys.errors import UserError
 from recsys.spec import Spec, fingerprints, load, loads
 
-DOCS = Path("docs")
+DOCS = ROOT / "docs"
 
 
 def main() -> int:
@@ -189,7 +190,7 @@ def _publish(given: argparse.Namespace, out: Path, name: str, text: str) -> None
     (out / "table.md").write_text(text)
     print(text)
     if given.write_docs:
-        report.write_between(DOCS / "benchmarks.md", name, text)
+        write_between(DOCS / "benchmarks.md", name, text)
 
 
 if __name__ == "__main__":

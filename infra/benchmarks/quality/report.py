@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from infra.benchmarks.docs import markdown_table
 from recsys.schema import conditional_name
 from recsys.spec.records import Spec
 
@@ -95,7 +96,7 @@ def table(spec: Spec, found: list[Line], rows: str = "all", steps: bool = False)
     leads = [] if steps or ours is None else aucs
     titles = ["model", "features", "seeds", *(title for title, _, _ in columns(spec))]
     titles += [f"ours ahead, {name} AUC" for name in leads] + (["ms a step"] if steps else [])
-    out = ["| " + " | ".join(titles) + " |", "|---|---|" + "---:|" * (len(titles) - 2)]
+    out: list[list[str]] = []
     order = (
         found
         if steps
@@ -121,8 +122,8 @@ def table(spec: Spec, found: list[Line], rows: str = "all", steps: bool = False)
         if steps:
             took = [r["step_ms"] for r in line.results if r["step_ms"] is not None]
             cells.append(f"{np.median(took):.1f}" if took else "")
-        out.append("| " + " | ".join(cells) + " |")
-    return "\n".join(out) + "\n"
+        out.append(cells)
+    return markdown_table(titles, out, left=2) + "\n"
 
 
 def _spread(values: np.ndarray) -> str:
@@ -186,16 +187,3 @@ def read_results(path: Path) -> list[Result]:
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-
-
-def write_between(document: Path, name: str, text: str) -> None:
-    """Replace what stands between `<!-- name:start -->` and `<!-- name:end -->` in a document.
-
-    Markers that are not there yet are put at its end.
-    """
-    start, end = f"<!-- {name}:start -->", f"<!-- {name}:end -->"
-    body = document.read_text() if document.is_file() else "# Benchmarks\n"
-    if start not in body or end not in body:
-        body = f"{body.rstrip()}\n\n{start}\n{end}\n"
-    before, rest = body.split(start, 1)
-    document.write_text(f"{before}{start}\n{text.strip()}\n{end}{rest.split(end, 1)[1]}")

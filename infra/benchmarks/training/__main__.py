@@ -26,10 +26,10 @@ from rich.console import Console
 from rich.table import Table
 
 import recsys  # noqa: F401  (Keras switch first)
+from infra.benchmarks.docs import ROOT
 from infra.benchmarks.training import report, worker
 from infra.benchmarks.training.ours import MODELS, write_examples
 
-ROOT = Path(__file__).parents[3]
 OURS = (*MODELS, "floor", "floor, input gradient")
 TORCH = ("PyTorch by hand", "torch-rechub", "deepctr-torch", "FuxiCTR")
 ROWS = (100_000, 1_000_000, 10_000_000)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from infra.benchmarks.docs import machine, markdown_table, write_between
 from infra.benchmarks.training import worker
 
 Rounds = list[dict[str, float]]
-START, END = "<!-- speed:start -->", "<!-- speed:end -->"
 
 
 def speeds(rounds: Rounds) -> np.ndarray:
@@ -102,18 +100,6 @@ def input_rows(alone: dict[str, float], step: float) -> tuple[list[str], list[li
     ]
 
 
-def machine() -> str:
-    """The processor and how many of its cores there are."""
-    info = Path("/proc/cpuinfo")
-    text = info.read_text() if info.exists() else ""
-    name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    flags = ("amx_tile", "avx512_bf16", "avx512f", "avx2")
-    widest = [flag for flag in flags if re.search(rf"\b{flag}\b", text)]
-    return f"{name.group(1) if name else 'unknown processor'}, {os.cpu_count()} cores" + (
-        f", {widest[0]}" if widest else ""
-    )
-
-
 def write_docs(
     page: Path,
     sections: list[tuple[str, list[str], list[list[str]]]],
@@ -122,7 +108,6 @@ def write_docs(
 ) -> None:
     """Put the tables between the marks of the page, which is made if there is none."""
     lines = [
-        START,
         "## Speed of the training step",
         "",
         f"Machine: {machine()}; {threads} threads each. Command: `{command.strip()}`.",
@@ -135,19 +120,5 @@ def write_docs(
         "as they document, with regularizers off.",
     ]
     for title, columns, rows in sections:
-        lines += [
-            "",
-            f"### {title}",
-            "",
-            "| " + " | ".join(columns) + " |",
-            "|---" + "|---:" * (len(columns) - 1) + "|",
-        ]
-        lines += ["| " + " | ".join(row) + " |" for row in rows]
-    section = "\n".join([*lines, END])
-    text = page.read_text() if page.exists() else "# Benchmarks\n"
-    if START in text and END in text:
-        head, rest = text.split(START, 1)
-        text = head + section + rest.split(END, 1)[1]
-    else:
-        text = text.rstrip("\n") + "\n\n" + section + "\n"
-    page.write_text(text)
+        lines += ["", f"### {title}", "", markdown_table(columns, rows)]
+    write_between(page, "speed", "\n".join(lines))
