@@ -73,6 +73,17 @@ def _load(path: Path, settings: list[str] | None) -> Spec:
     return change(load(path), settings or [], str(path))
 
 
+def _require_workers(workers: int, gpu: bool, ray_address: str | None) -> None:
+    if not workers and (gpu or ray_address is not None):
+        raise UserError(
+            "One process has no workers to give GPUs to, and no cluster.",
+            expected="--workers N with --gpu or --ray-address",
+            found="--workers 0",
+            fix="Add --workers, or leave them out: TensorFlow alone takes the GPUs that it sees.",
+            exit_code=EXIT_WRONG_USE,
+        )
+
+
 def _result(value: dict[str, Any], as_json: bool, show: Any) -> None:
     if as_json:
         from recsys.artifacts import finite
@@ -232,6 +243,7 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Fit the model; one process, or Ray workers."""
+    _require_workers(workers, gpu, ray_address)
     from infra.report import show_training
     from infra.stages import fit
 
@@ -381,6 +393,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """All of it: features, train, evaluate, publish. What has not changed is skipped."""
+    _require_workers(workers, gpu, ray_address)
     from infra.report import show_run
     from infra.stages import run_all
 
@@ -411,7 +424,14 @@ def demo(
     tour(out, rows, workers, say=_say)
 
 
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+_OF_THE_DISK = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EROFS,
+)
+_IN_THE_WAY = (errno.ENOTDIR, errno.EEXIST)
 
 
 def main() -> None:
@@ -423,6 +443,12 @@ def main() -> None:
     except KeyboardInterrupt:
         _fail("Interrupted.", EXIT_INTERRUPTED)
     except OSError as error:
+        if error.errno in _IN_THE_WAY:
+            _fail(
+                f"A file stands where a folder is needed.\n  where:    {error.filename}\n"
+                "  fix:      Name another output.",
+                EXIT_FAILED,
+            )
         if error.errno not in _OF_THE_DISK:
             raise
         _fail(

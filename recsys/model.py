@@ -11,8 +11,7 @@ import tf_keras
 
 from recsys.balancing import make_balancer
 from recsys.exchange import sum_over_replicas
-from recsys.layers import GatedDense
-from recsys.layers.randomness import draw_seed, fold_in
+from recsys.layers.randomness import fold_in, seed_of_step
 from recsys.layers.tree_ensemble import Forest, TreeEnsemble
 from recsys.losses import MultiTaskLoss, TaskLoss
 from recsys.losses.multi_task import Mode
@@ -144,6 +143,10 @@ class RankingModel(tfrs.Model):
                 [batch] for ranking losses.
             logits: float32 [batch, tasks] of each member.
         """
+        with tf.name_scope("losses"):
+            return self._task_losses(batch, logits)
+
+    def _task_losses(self, batch: Batch, logits: list[tf.Tensor]) -> dict[str, tf.Tensor]:
         labels = dict(zip(self._task_names, tf.unstack(batch["labels"], axis=1), strict=True))
         units = {
             task.name: self.label_units[1, index]
@@ -164,7 +167,8 @@ class RankingModel(tfrs.Model):
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         scale = self._scaler.value() if self._scaler else 1.0
         with tf.GradientTape(persistent=self.balancer.persistent) as tape:
-            logits = self.member_logits(batch, True, draw_seed())
+            seed = seed_of_step(self.spec.train.seed, self.optimizer.iterations)
+            logits = self.member_logits(batch, True, seed)
             losses = self.task_losses(batch, logits)
         # Each member learns as if alone: from its own loss, and not from its share of the mean.
         scale *= len(self.networks) / replicas
@@ -193,16 +197,14 @@ class RankingModel(tfrs.Model):
         """What all tasks share in each network, as far as the balancer measures or projects it."""
         if self.balancer.shares == "all":
             return [network.shared_weights() for network in self.networks]
-        shared: list[list[tf.Variable]] = []
-        for network in self.networks:
-            layers = [
-                layer for layer in network.sharing.submodules if isinstance(layer, GatedDense)
+        return [
+            [
+                v
+                for tower in network.sharing.last_shared
+                for v in tower.blocks[-1].trainable_variables
             ]
-            width = network.spec.model.shared[-1]
-            shared.append(
-                [v for layer in layers if layer.units == width for v in layer.trainable_variables]
-            )
-        return shared
+            for network in self.networks
+        ]
 
     @tf.function(reduce_retracing=True, autograph=False)
     def predict_logits(self, batch: Batch) -> tf.Tensor:
@@ -215,7 +217,9 @@ class RankingModel(tfrs.Model):
         return tf.stack(self._kind_logits(batch), axis=1)
 
 
-def build(spec: Spec, tables: Mapping[str, int], steps: int | None = None) -> RankingModel:
+def build(
+    spec: Spec, tables: Mapping[str, int], steps: int | None = None, past_steps: int = 0
+) -> RankingModel:
     """A model with weights and optimizer, ready for `fit`; call it in the strategy's scope.
 
     Args:
@@ -223,6 +227,7 @@ def build(spec: Spec, tables: Mapping[str, int], steps: int | None = None) -> Ra
         tables: Rows of each embedding table, by name.
         steps: Steps of the whole run, over which learning rates follow `train.schedule`; None
             for constant rates.
+        past_steps: Steps behind the optimizer's moments, where they are those of another run.
     """
     tf_keras.utils.set_random_seed(spec.train.seed)
     model = RankingModel(spec, tables)
@@ -251,6 +256,7 @@ def build(spec: Spec, tables: Mapping[str, int], steps: int | None = None) -> Ra
         rate(train.table_learning_rate),
         rate(train.dense_learning_rate),
         dense_weight_decay=train.weight_decay,
+        dense_past_steps=past_steps,
         initial_accumulator_value=start,
         # The gradient of an embedding is that of a weight times what it is multiplied with,
         # which starts at about a tenth: the same hold on both needs a hundredfold start.

@@ -180,6 +180,8 @@ class DecayedAdam(tf_keras.optimizers.legacy.Adam):
     Args:
       learning_rate: a float or a ``LearningRateSchedule``.
       weight_decay: share of the weight taken off a step, by unit of learning rate.
+      past_steps: steps that the moments were taken over with. Adam's correction of moments that
+        start at zero counts on from them; learning rates count from 0.
       **kwargs: those of legacy Adam.
     """
 
@@ -187,6 +189,7 @@ class DecayedAdam(tf_keras.optimizers.legacy.Adam):
         self,
         learning_rate: Any = 0.001,
         weight_decay: float = 0.0,
+        past_steps: int = 0,
         name: str = "DecayedAdam",
         **kwargs: Any,
     ) -> None:
@@ -196,9 +199,24 @@ class DecayedAdam(tf_keras.optimizers.legacy.Adam):
             )
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.weight_decay = float(weight_decay)
+        self.past_steps = int(past_steps)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "weight_decay": self.weight_decay}
+        return {
+            **super().get_config(),
+            "weight_decay": self.weight_decay,
+            "past_steps": self.past_steps,
+        }
+
+    def _prepare_local(self, var_device: str, var_dtype: tf.DType, apply_state: Any) -> None:
+        super()._prepare_local(var_device, var_dtype, apply_state)
+        if not self.past_steps:
+            return
+        own = apply_state[(var_device, var_dtype)]
+        step = tf.cast(self.iterations + 1 + self.past_steps, var_dtype)
+        first, second = tf.pow(own["beta_1_t"], step), tf.pow(own["beta_2_t"], step)
+        rate = own["lr_t"] * tf.sqrt(1 - second) / (1 - first)
+        own.update(lr=rate, beta_1_power=first, beta_2_power=second)
 
     def _resource_apply_dense(
         self, grad: tf.Tensor, var: tf.Variable, apply_state: Any = None
@@ -283,6 +301,7 @@ def make_optimizer(
     dense_lr: Any = 0.001,
     *,
     dense_weight_decay: float = 0.0,
+    dense_past_steps: int = 0,
     initial_accumulator_value: float = 0.0,
     first_order_initial_accumulator_value: float = 0.0,
     distinct_indices: bool = False,
@@ -296,6 +315,7 @@ def make_optimizer(
       table_lr: learning rate (or schedule) of the tables.
       dense_lr: learning rate (or schedule) of all other weights.
       dense_weight_decay: decoupled decay of dense matrices; no table is ever decayed.
+      dense_past_steps: `past_steps` of `DecayedAdam`.
       initial_accumulator_value: of `RowAdagrad`.
       first_order_initial_accumulator_value: the same for tables of first-order weights, told by
         their name.
@@ -306,7 +326,9 @@ def make_optimizer(
       the TFRS optimizer. Its ``optimizers`` are the dense one, that of the tables, and that of
       the first-order weights.
     """
-    dense = DecayedAdam(dense_lr, weight_decay=dense_weight_decay, name="Dense")
+    dense = DecayedAdam(
+        dense_lr, weight_decay=dense_weight_decay, past_steps=dense_past_steps, name="Dense"
+    )
 
     def rows(name: str, start: float) -> RowAdagrad:
         return RowAdagrad(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,9 +12,16 @@ import numpy as np
 
 from recsys.errors import UserError
 
+_OF_MODEL = re.compile(r"^ranking_model(_\d+)?/")
+"""What Keras puts before a name: how many models were built before this one."""
+
 
 class NotFiniteError(UserError):
     """A layer gave a value that is NaN or infinite."""
+
+    # Keras makes errors anew to tell of a layer's arguments, and where this one says so is lost;
+    # it leaves alone what it takes for its own.
+    _keras_call_info_injected = True
 
 
 @contextmanager
@@ -86,7 +94,7 @@ def first_bad_layer(model: Any, batch: dict[str, Any]) -> str:
 
 
 def _path(layer: Any) -> str:
-    names = [weight.name.rsplit("/", 1)[0] for weight in layer.weights]
+    names = [_OF_MODEL.sub("", weight.name.rsplit("/", 1)[0]) for weight in layer.weights]
     return names[0] if len(set(names)) == 1 else str(layer.name)
 
 

@@ -305,6 +305,17 @@ def predict(spec: Spec, export: Path, features: Path, split: str, raw: bool = Fa
         )
     joined = {name: np.concatenate(values) for name, values in parts.items()}
     found = {name: joined[name] for name in output_names(spec)}
+    for name, answer in found.items():
+        bad = int((~np.isfinite(answer)).sum())
+        if bad:
+            raise UserError(
+                "A model answers what is no number.",
+                where=f"{export}, rows of {where}",
+                expected="finite answers",
+                found=f"`{name}` is NaN or infinite in {bad} of {len(answer)} rows",
+                fix="Look for numbers that are too large for train.precision (scale: none), or "
+                "train again with lower learning rates.",
+            )
     by_slice = {name: joined[slice_column(name)] for name in spec.evaluate.slices}
     return Predicted(found, joined["labels"], joined["users"], by_slice)
 

@@ -52,6 +52,7 @@ class Job:
         profile: Time and trace some steps of the first epoch, and write `profile.json`.
         refit: Epochs of a training on training and validation rows together, which nothing
             validates (`train.refit`); None for one on training rows alone.
+        past_steps: Steps of earlier runs behind the optimizer, after a warm start.
     """
 
     spec: Spec
@@ -60,6 +61,7 @@ class Job:
     eager: bool = False
     profile: bool = False
     refit: int | None = None
+    past_steps: int = 0
 
     @property
     def checkpoints(self) -> str:
@@ -156,7 +158,7 @@ class _Loop:
         refit = (REFIT, "validation rows too, ")
         self._stage, self._on = ("train", "") if job.refit is None else refit
         with strategy.scope():
-            self._model = build(self._spec, tables, self._total)
+            self._model = build(self._spec, tables, self._total, job.past_steps)
             if self._model.label_units is not None:
                 self._model.label_units.assign(label_units(self._spec, job.split))
         self._store = Store(job.run / job.checkpoints)
@@ -268,15 +270,45 @@ class _Loop:
             )
             layer = first_bad_layer(self._model, found)
             where += f", layer {layer}" if layer else ", in the loss (all layers are finite)"
-        raise StoppedError(
-            "Training stopped: the loss is not finite.",
+        raise self._stopped("the loss is not finite", where, "a finite loss")
+
+    def _stopped(self, what: str, where: str, expected: str) -> StoppedError:
+        return StoppedError(
+            f"Training stopped: {what}.",
             where=where,
-            expected="a finite loss",
+            expected=expected,
             found="NaN or infinity",
             fix=f"The last good checkpoint is kept in {self._store.folder}. Lower "
             "train.dense_learning_rate or train.table_learning_rate, or run with --eager to "
             "stop at the first layer.",
         )
+
+    def _require_finite_weights(self, position: Position) -> None:
+        """Losses are of before an update: the last one is seen in the weights alone.
+
+        These are the same on every worker, so all stop, or none.
+        """
+        import tensorflow as tf
+
+        for variable in self._model.trainable_variables:
+            if not bool(tf.reduce_all(tf.math.is_finite(variable))):
+                raise self._stopped(
+                    "a weight is not finite",
+                    f"step {position.step}, {variable.name}",
+                    "finite weights",
+                )
+
+    def _require_finite_logits(self, logits: Any, own: Any, rows: Rows, position: Position) -> None:
+        """Refuse logits of all workers' validation rows; `own` are those of this one's `rows`."""
+        if np.isfinite(logits).all():
+            return
+        where = f"epoch {position.epoch + 1}, step {position.step}, validation rows"
+        bad = np.flatnonzero(~np.isfinite(own).all(axis=1))
+        if bad.size:
+            one = {name: values[bad[:1]] for name, values in rows.arrays().items()}
+            layer = first_bad_layer(self._model, one)
+            where += f", layer {layer}" if layer else ""
+        raise self._stopped("predictions are not finite", where, "finite logits")
 
     def _end_epoch(self, position: Position, seen: list[dict[str, float]]) -> Position:
         spec = self._spec
@@ -287,11 +319,10 @@ class _Loop:
                 {"epoch": position.epoch},
             )
         self._progress("validate", position.step, self._total, f"epoch {position.epoch + 1}")
-        own = np.concatenate(
-            [score_rows(self._model, self._validation), self._validation.labels], axis=1
-        )
-        both = _gather(self._strategy, own)
+        scored = score_rows(self._model, self._validation)
+        both = _gather(self._strategy, np.concatenate([scored, self._validation.labels], axis=1))
         logits, labels = both[:, : len(spec.tasks)], both[:, len(spec.tasks) :]
+        self._require_finite_logits(logits, scored, self._validation, position)
         score, metrics = validate(spec, labels, logits)
         weights = [logs["steps"] for logs in seen]
         train = {
@@ -344,6 +375,7 @@ class _Loop:
         self, position: Position, metrics: dict[str, Any], best_score: float | None = None
     ) -> Position:
         path = self._store.folder / f"step-{position.step:08d}"
+        self._require_finite_weights(position)
         if self._chief:
             position = self._store.save(self._model, position, best_score=best_score)
             if self._job.refit is None:

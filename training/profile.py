@@ -51,6 +51,7 @@ RULES: tuple[tuple[str, str, str], ...] = (
     # part, pattern of the op's type, pattern of the op's name
     (COLLECTIVES, r"Collective|Nccl", r""),
     (INPUT, r"Iterator|\w*Dataset|(Eager)?PyFunc", r""),
+    (LOSSES, r"", r"(.*/)?(losses|balancing)/"),
     (
         EMBEDDING,
         r"SparseTensorDenseMatMul|Resource(Gather|Scatter)|Unique|\w*UnsortedSegment",

@@ -110,7 +110,8 @@ def validate(
 
     The score is the mean validation AUC of the tasks, or their mean log loss, negated. A
     task whose validation labels are all alike has no AUC and does not count; where none
-    counts, or all tasks are regressions, log loss or the root mean squared error decide.
+    counts, or all tasks are regressions, log loss or the root mean squared error decide. Tasks
+    without weight are not trained, and have no say.
     """
     found = measure(spec, labels, probabilities(spec, logits))
 
@@ -119,11 +120,12 @@ def validate(
         known = [float(value) for value in values if value is not None]
         return float(np.mean(known)) if known else None
 
-    binary = [task.name for task in spec.tasks if not task.is_regression]
+    trained = [task for task in spec.tasks if task.weight > 0]
+    binary = [task.name for task in trained if not task.is_regression]
     score = mean("auc", binary) if spec.train.early_stopping.metric == "auc" else None
     if score is None:
         loss = mean("log_loss", binary)
         if loss is None:
-            loss = mean("rmse", [task.name for task in spec.tasks])
+            loss = mean("rmse", [task.name for task in trained])
         score = -loss if loss is not None else 0.0
     return score, found

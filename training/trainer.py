@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,7 @@ def train(
     # Before the workers start, so that each finds it as it would find any checkpoint.
     if "warm_start" in record and not Store(run / job.checkpoints).names():
         record = _start_from(job, record, manifest["tables"], tell)
+    job = replace(job, past_steps=_past_steps(record))
 
     if workers:
         from training.launch import fit_on_ray
@@ -148,7 +149,8 @@ def _start_from(
     start = record["warm_start"]
     source = Path(start["folder"])
     tell("warm start", 0, 1, f"from {source}")
-    found = check_source(job.spec, source)["run"]
+    theirs = check_source(job.spec, source)
+    found = theirs["run"]
     if found != start["run"]:
         raise UserError(
             "The folder of the run to start from holds another run now.",
@@ -157,10 +159,11 @@ def _start_from(
             found=f"run {found}",
             fix="Start a new run in another output folder.",
         )
-    model, moved = start_from(
+    model, moved, steps = start_from(
         job.spec, job.features, tables, source, lambda text: tell("warning", 0, 1, text)
     )
-    record = {**record, "warm_start": {**start, "tables": moved}}
+    steps += _past_steps(theirs)
+    record = {**record, "warm_start": {**start, "tables": moved, "steps": steps}}
     # The checkpoint comes last: where it stands, the record is whole.
     write_json(job.run / RECORD, record)
     if job.spec.train.refit:
@@ -168,6 +171,11 @@ def _start_from(
     Store(job.run / job.checkpoints).save(model, Position())
     tell("warm start", 1, 1, f"from {source}")
     return record
+
+
+def _past_steps(record: Mapping[str, Any]) -> int:
+    """Steps of earlier runs behind a run's optimizer."""
+    return int((record.get("warm_start") or {}).get("steps", 0))
 
 
 def _check_same_start(

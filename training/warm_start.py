@@ -130,7 +130,7 @@ def start_from(
     tables: Mapping[str, int],
     source: Path,
     warn: Callable[[str], None] | None = None,
-) -> tuple[Any, dict[str, dict[str, int]]]:
+) -> tuple[Any, dict[str, dict[str, int]], int]:
     """A model of this spec with the best weights of a run, as `check_source` let pass.
 
     Args:
@@ -141,8 +141,9 @@ def start_from(
         warn: Told of damaged checkpoints.
 
     Returns:
-        The model, with its optimizer's state; and `kept`, `new` and `dropped` rows by table
-        (rows for missing values, out-of-vocabulary rows and buckets count as well).
+        The model, with its optimizer's state; `kept`, `new` and `dropped` rows by table
+        (rows for missing values, out-of-vocabulary rows and buckets count as well); and the
+        steps that the run had taken.
 
     Raises:
         UserError: A vocabulary or a checkpoint cannot be read.
@@ -180,7 +181,7 @@ def start_from(
             before, places = olds[new.ref()]
             for name in mine.get_slot_names():
                 _copy(mine.get_slot(new, name), other.get_slot(before, name), places, sources)
-    return model, {
+    counts = {
         table: {
             "kept": int((rows != FRESH).sum()),
             "new": int((rows == FRESH).sum()),
@@ -188,6 +189,7 @@ def start_from(
         }
         for table, rows in sources.items()
     }
+    return model, counts, int(old.optimizer.iterations)
 
 
 def row_sources(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -96,6 +96,22 @@ class PCGrad(Balancer):
             if v.ref() in listed
         ]
         by_task = self._task_gradients(losses, tape, [v for _, v in shared], scale)
+        with tf.name_scope("balancing"):
+            combined, logs = self._combine(losses, shared, by_task, scale, len(shared_variables))
+        rest = [v for v in all_variables if v.ref() not in combined]
+        plain = self._weighted_gradients(losses, tape, rest, tf.ones([len(by_task)]), scale)
+        combined.update({v.ref(): g for v, g in zip(rest, plain, strict=True)})
+        return [combined[v.ref()] for v in all_variables], logs
+
+    def _combine(
+        self,
+        losses: Mapping[str, tf.Tensor],
+        shared: Sequence[tuple[int, tf.Variable]],
+        by_task: Sequence[Sequence[Gradient]],
+        scale: float | tf.Tensor,
+        networks: int,
+    ) -> tuple[dict[Any, Gradient], Logs]:
+        """Projected gradients of the shared variables that tasks have in common, and logs."""
         count = len(self.task_names)
         dense: list[_Dense] = []
         tables: list[_Rows] = []
@@ -112,12 +128,12 @@ class PCGrad(Balancer):
                 "pcgrad needs a shared variable that two of the losses reach; "
                 f"received {[v.name for _, v in shared]}."
             )
-        loss, gram = self._inner_products(losses, dense, tables, scale, len(shared_variables))
+        loss, gram = self._inner_products(losses, dense, tables, scale, networks)
         step = tf.convert_to_tensor(self.step)
         coefficients = tf.reduce_sum(self._project(gram, step), axis=1)
         self.step.assign(step + 1)
 
-        combined: dict[tf.Variable, Gradient] = {}
+        combined: dict[Any, Gradient] = {}
         for part in dense:
             own = tf.unstack(coefficients[part.network])
             combined[part.variable.ref()] = tf.add_n(
@@ -133,19 +149,14 @@ class PCGrad(Balancer):
             combined[table.variable.ref()] = tf.IndexedSlices(
                 values, rows.indices, rows.dense_shape
             )
-        rest = [v for v in all_variables if v.ref() not in combined]
-        ones = tf.ones([count])
-        plain = self._weighted_gradients(losses, tape, rest, ones, scale)
-        combined.update({v.ref(): g for v, g in zip(rest, plain, strict=True)})
-
-        logs = self._logs(loss, ones)
+        logs = self._logs(loss, tf.ones([count]))
         for t, name in enumerate(self.task_names):
             logs[f"gradient_norm/{name}"] = tf.sqrt(tf.reduce_sum(gram[:, t, t]))
             logs[f"coefficient/{name}"] = tf.reduce_mean(coefficients[:, t])
         against = tf.reduce_sum(tf.cast(gram < 0, tf.float32))
-        pairs = len(shared_variables) * max(count * (count - 1), 1)
+        pairs = networks * max(count * (count - 1), 1)
         logs["conflicts"] = against / float(pairs)
-        return [combined[v.ref()] for v in all_variables], logs
+        return combined, logs
 
     def _inner_products(
         self,

@@ -87,6 +87,7 @@ def fit_calibration(
     knots_x, knots_y = isotonic_knots(y, x, w, prior, max_knots)
     warning = None
     if knots_x.size == 1:
+        knots_y = knots_x + _shift(y, x, w)
         warning = "only the mean is calibrated: the label rate does not rise with the logit"
     return Calibration(
         "isotonic", {"x": tuple(knots_x.tolist()), "y": tuple(knots_y.tolist())}, warning

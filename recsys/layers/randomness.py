@@ -15,6 +15,23 @@ def draw_seed() -> tf.Tensor:
     return tf.random.uniform([2], minval=limits[0], maxval=limits[1], dtype=tf.int32)
 
 
+def seed_of_step(seed: int, step: tf.Tensor | tf.Variable) -> tf.Tensor:
+    """The ``[2]`` seed of a training step on this replica.
+
+    It depends on nothing but these: a resumed run goes on with the masks that it would have
+    drawn, and no two replicas draw the same.
+
+    Args:
+      seed: of the run.
+      step: integer scalar.
+    """
+    context = tf.distribute.get_replica_context()
+    replica = 0 if context is None else context.replica_id_in_sync_group
+    start = tf.constant([seed % 2**31, 0], tf.int32)
+    own = tf.random.experimental.stateless_fold_in(start, tf.cast(step, tf.int32))
+    return tf.random.experimental.stateless_fold_in(own, tf.cast(replica, tf.int32))
+
+
 def fold_in(seed: tf.Tensor | None, index: int) -> tf.Tensor | None:
     """Derive the seed of part ``index`` from ``seed``; ``None`` stays ``None``."""
     if seed is None:

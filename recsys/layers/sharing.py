@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import islice
 from typing import Any
@@ -49,6 +50,11 @@ class TaskSharing(tf_keras.layers.Layer):
         self.recompute = bool(recompute)
         self.activation = tf_keras.activations.get(activation)
         self.gated = bool(gated)
+
+    @property
+    @abstractmethod
+    def last_shared(self) -> list[GatedTower]:
+        """The last towers that all tasks read."""
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -101,6 +107,11 @@ class SharedBottom(TaskSharing):
         super().__init__(tasks, units, **kwargs)
         self.bottom = self._expert("bottom")
 
+    @property
+    def last_shared(self) -> list[GatedTower]:
+        """The last towers that all tasks read."""
+        return [self.bottom]
+
     def build(self, input_shape: Any) -> None:
         require_rank("SharedBottom", "x", input_shape, "[batch, in]")
         super().build(input_shape)
@@ -137,6 +148,11 @@ class MMoE(TaskSharing):
         self.experts = require_positive("MMoE", "experts", experts)
         self.towers = [self._expert(f"expert_{index}") for index in range(self.experts)]
         self.gate = self._gate(len(self.tasks) * self.experts, "gate")
+
+    @property
+    def last_shared(self) -> list[GatedTower]:
+        """The last towers that all tasks read: all experts."""
+        return self.towers
 
     def build(self, input_shape: Any) -> None:
         require_rank("MMoE", "x", input_shape, "[batch, in]")
@@ -210,6 +226,13 @@ class PLE(TaskSharing):
                     continue
                 choices = every if shared else self.task_experts + self.shared_experts
                 self.gates.append(self._gate(choices, f"level_{level}_{stream}_gate"))
+
+    @property
+    def last_shared(self) -> list[GatedTower]:
+        """The last towers that all tasks read: the last level's shared experts."""
+        level = len(self.towers) // self.levels
+        last = self.towers[-level:]
+        return last[: self.shared_experts]
 
     def build(self, input_shape: Any) -> None:
         require_rank("PLE", "x", input_shape, "[batch, in]")

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from recsys.errors import EXIT_WRONG_USE, SpecError, UserError
-from recsys.spec.load import dumps, loads
+from recsys.spec.load import YamlDumper, YamlLoader, dumps, loads
 from recsys.spec.records import Spec
 
 
@@ -40,19 +40,19 @@ def change(spec: Spec, settings: Sequence[str], where: str = "spec") -> Spec:
     """
     if not settings:
         return spec
-    tree = yaml.safe_load(dumps(spec))
+    tree = yaml.load(dumps(spec), Loader=YamlLoader)
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key:
             raise _wrong(setting, "KEY=VALUE, like train.epochs=3", "no `=`" if key else "no key")
         try:
-            value = yaml.safe_load(text)
+            value = yaml.load(text, Loader=YamlLoader)
         except yaml.YAMLError:
             raise _wrong(setting, "a value in YAML", text) from None
         _put(tree, key.split("."), value, setting)
     name = f"{where} with {' '.join(f'--set {setting}' for setting in settings)}"
     try:
-        return loads(yaml.safe_dump(tree, sort_keys=False), name)
+        return loads(yaml.dump(tree, Dumper=YamlDumper, sort_keys=False), name)
     except SpecError as error:
         # Lines are those of a text that nobody has; the paths say it.
         faults = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from datetime import date, datetime
 from pathlib import Path
@@ -17,8 +18,22 @@ from recsys.spec.records import Spec
 
 Loc = tuple[str | int, ...]
 
+
 # The C parser is eight times as fast; PyYAML has it where libyaml was at hand.
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+class YamlLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """PyYAML's safe loader, to which `1e-3` is a number, as it is in YAML 1.2."""
+
+
+class YamlDumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, which quotes the text `1e-3`."""
+
+
+for _each in (YamlLoader, YamlDumper):
+    _each.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+        list("-+.0123456789"),
+    )
 
 
 def load(path: str | Path) -> Spec:
@@ -57,9 +72,9 @@ def loads(text: str, where: str = "spec") -> Spec:
       spec:1 tasks: required, but missing
     """
     try:
-        root = yaml.compose(text, Loader=_LOADER)
+        root = yaml.compose(text, Loader=YamlLoader)
         # Built from the composed nodes, so that the text is parsed once.
-        tree = None if root is None else _LOADER("").construct_document(root)
+        tree = None if root is None else YamlLoader("").construct_document(root)
     except yaml.YAMLError as error:
         line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
         problem = getattr(error, "problem", None) or str(error)
@@ -87,7 +102,7 @@ def dumps(spec: Spec) -> str:
     tree = json.loads(spec.model_dump_json(exclude_defaults=True, by_alias=True))
     full = json.loads(spec.model_dump_json(by_alias=True))
     # Discriminators are defaults, so exclude_defaults drops them; put them back.
-    return yaml.safe_dump(_with_kinds(tree, full), sort_keys=False)
+    return yaml.dump(_with_kinds(tree, full), Dumper=YamlDumper, sort_keys=False)
 
 
 def _with_kinds(tree: Any, full: Any) -> Any:

@@ -26,7 +26,11 @@ class Record(BaseModel):
     """Base of all records: unknown keys are faults, values are not coerced, nothing mutates."""
 
     model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
 
 
@@ -430,7 +434,8 @@ class Task(Record):
     ranking: Ranking | None = None
     """Ranking loss that is added; needs `data.keys.request`."""
     weight: NonNegative = 1.0
-    """Factor of the task's loss; at 0 the task is not trained."""
+    """Factor of the task's loss; at 0 its networks are not trained, and it does not choose the
+    best epoch."""
     gate: Gate = Gate()
     """What the task's metrics must show for a model to be published."""
 

@@ -57,6 +57,8 @@ def test_no_command_shows_help() -> None:
         (["features", SPEC], 2, "--input"),
         (["check", "none.yaml"], 2, "does not exist"),
         (["serve", ".", "--features", ".", "--replicas", 2], 2, "--engine ray"),
+        (["train", SPEC, "--features", ".", "--output", "o", "--gpu"], 2, "--workers N"),
+        (["run", SPEC, "--input", ".", "--output", "o", "--ray-address", "a"], 2, "--workers N"),
         (["serve", ".", "--features", ".", "--replicas", 0, "--engine", "ray"], 2, "--replicas"),
         (["evaluate", "nowhere"], 1, "recsys train"),
         (["publish", "nowhere", "--models", "m"], 1, "recsys train"),
@@ -101,6 +103,18 @@ def test_check_as_json_lists_faults(tmp_path: Path) -> None:
     assert done.returncode == 2
     fault = json.loads(done.stdout)["faults"][0]
     assert "given" in fault["where"] and "clik" in fault["message"] and fault["line"] > 0
+
+
+def test_a_file_in_the_way_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    table = tmp_path / "table.csv"
+    rows = [f"u{n % 7},i{n % 5},{n},{int(n % 3 == 0)}" for n in range(60)]
+    table.write_text("\n".join(["user,item,price,click", *rows]))
+    done = recsys("spec", "infer", table, "--output", tmp_path / "file" / "spec.yaml")
+    assert done.returncode == 1, done.stderr
+    assert "A file stands where a folder" in done.stderr and str(tmp_path / "file") in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "file").read_text() == "precious"
 
 
 def test_a_full_disk_is_said(tmp_path: Path) -> None:

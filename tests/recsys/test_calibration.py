@@ -77,6 +77,15 @@ class TestFit:
             knots = fit_calibration("isotonic", y, x, max_knots=limit).parameters["x"]
             assert 1 <= len(knots) <= limit
 
+    @pytest.mark.parametrize("deviation", [1.0, 3.0])
+    def test_isotonic_of_logits_that_do_not_rise_has_the_right_mean(self, deviation) -> None:
+        rng = np.random.default_rng(0)
+        x = rng.normal(0, deviation, 4000)
+        y = (rng.random(4000) < sigmoid(-2.0 - 0.3 * x)).astype(float)
+        record = fit_calibration("isotonic", y, x)
+        assert "only the mean" in record.warning
+        assert record.apply(x).mean() == pytest.approx(y.mean(), rel=1e-6)
+
     def test_isotonic_on_few_events_stays_near_platt(self) -> None:
         """Fitted on some hundred positives, scored on fresh rows."""
         y, x, _ = world(lambda t: 2 * t + 1, 400_000, mean=-7.0)

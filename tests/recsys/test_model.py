@@ -10,6 +10,7 @@ import tensorflow as tf
 import tf_keras
 
 from recsys.layers import PLE, GatedDense, GatedTower, LocalSelfAttention, TargetAttention
+from recsys.layers.randomness import seed_of_step
 from recsys.model import build
 from recsys.network import Network
 from recsys.outputs import Outputs, probabilities
@@ -250,6 +251,38 @@ def test_pcgrad_projects_all_that_tasks_share_in_a_network_and_nothing_else(memb
     for k in set(range(len(variables))) - set(projected):
         total = sum(g[k] for g in by_task if g[k] is not None)
         np.testing.assert_allclose(tf.convert_to_tensor(found[k]), total, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("sharing", "towers"), [(SharedBottom(), 1), (Ple(), 2), (Mmoe(experts=3), 3)]
+)
+def test_gradnorm_measures_the_last_shared_layer_whatever_its_width(sharing, towers) -> None:
+    spec = loads(EVERY_ENCODING)
+    train = spec.train.model_copy(update={"balancing": Balancing(kind="gradnorm")})
+    network = spec.model.model_copy(update={"shared": (8, 8), "sharing": sharing, "members": 2})
+    model = build(spec.model_copy(update={"model": network, "train": train}), tables_of(spec))
+    shared = model.shared_variables()
+    assert len(shared) == 2
+    for variables in shared:
+        assert len(variables) == 2 * towers  # a kernel and a bias
+        assert all("block_1" in variable.name for variable in variables)
+
+
+def test_every_step_and_every_replica_drops_other_units() -> None:
+    seeds = [tuple(seed_of_step(seed, step).numpy()) for seed in (0, 2**40) for step in range(50)]
+    assert len(set(seeds)) == 50 and seeds[:50] == seeds[50:]
+    assert not set(seeds) & {tuple(seed_of_step(1, step).numpy()) for step in range(50)}
+    spec = loads(EVERY_ENCODING)
+    changed = spec.model.model_copy(update={"dropout": 0.5})
+    spec = spec.model_copy(update={"model": changed})
+
+    def loss(step: int) -> float:
+        model = build(spec, tables_of(spec))
+        model.optimizer.iterations.assign(step)
+        return float(model.train_step(batch_of(spec))["loss"])
+
+    first = loss(0)
+    assert loss(1) != first and loss(0) == first
 
 
 PAST = "- {name: past, owner: user, encode: {kind: history, of: item, max_length: 7}}\n"

@@ -349,3 +349,27 @@ def test_first_order_weights_start_apart():
     assert [v.name for v in dense] == ["kernel:0"]
     assert rows.get_slot(tables[0], "accumulator").numpy().tolist() == [0.25, 0.25]
     assert first.get_slot(firsts[0], "accumulator").numpy().tolist() == [25.0, 25.0]
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_moments_that_were_taken_over_are_no_new_ones(sparse):
+    rng = np.random.default_rng(0)
+
+    def gradient():
+        values = tf.constant(rng.normal(size=(3, 2)), tf.float32)
+        return slices([0, 1, 2], values) if sparse else values
+
+    old, new = (tf.Variable(tf.ones([3, 2])) for _ in range(2))
+    first, second = DecayedAdam(0.1), DecayedAdam(0.1, past_steps=7)
+    for _ in range(7):
+        first.apply_gradients([(gradient(), old)])
+    second._create_all_weights([new])
+    new.assign(old)
+    for slot in ("m", "v"):
+        second.get_slot(new, slot).assign(first.get_slot(old, slot))
+    for _ in range(3):
+        step = gradient()
+        first.apply_gradients([(step, old)])
+        second.apply_gradients([(step, new)])
+        np.testing.assert_allclose(new, old, rtol=1e-6)
+    assert int(second.iterations) == 3  # by which learning rates go

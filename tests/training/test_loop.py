@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
-from make_features import TABLES, small_spec
+from make_features import TABLES, make_features, small_spec
 from two_workers import fit_in_processes
 
+import training
 from recsys.errors import UserError
 from recsys.model import build
 from recsys.spec.records import Balancing
@@ -69,8 +73,9 @@ def test_checkpoints_kept_are_the_last_two_and_the_best(whole: tuple[Path, Any])
     assert position["ended"]
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_resumed_in_an_epoch_it_ends_like_one_that_was_not_stopped(
-    features: Path, tmp_path: Path, whole: tuple[Path, Any]
+    features: Path, tmp_path: Path, whole: tuple[Path, Any], dropout: float
 ) -> None:
     class InterruptionError(Exception):
         pass
@@ -79,15 +84,22 @@ def test_resumed_in_an_epoch_it_ends_like_one_that_was_not_stopped(
         if stage == "train" and done == 50:
             raise InterruptionError
 
-    job = Job(small_spec(checkpoint_every=10), features, tmp_path)
+    spec = small_spec(checkpoint_every=10)
+    spec = spec.model_copy(update={"model": spec.model.model_copy(update={"dropout": dropout})})
+    if dropout:
+        (tmp_path / "whole").mkdir()
+        whole = tmp_path / "whole", fit(Job(spec, features, tmp_path / "whole"))[0]
+    run = tmp_path / "run"
+    run.mkdir()
+    job = Job(spec, features, run)
     with pytest.raises(InterruptionError):
         fit(job, progress=stop)
     # The losses of step 50 were looked at, and its checkpoint was not yet written.
-    assert Store(tmp_path / "checkpoints").names()[-1] == "step-00000040"
+    assert Store(run / "checkpoints").names()[-1] == "step-00000040"
     model, _ = fit(job)
     for left, right in zip(weights(model), weights(whole[1]), strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-6)
-    for left, right in zip(history(tmp_path), history(whole[0]), strict=True):
+    for left, right in zip(history(run), history(whole[0]), strict=True):
         assert left["score"] == pytest.approx(right["score"], abs=1e-6)
 
 
@@ -203,7 +215,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(features: Path, tmp_path: Path)
     spec = small_spec(dense_learning_rate=1e38, checkpoint_every=1)
     with pytest.raises(UserError, match="loss is not finite") as error:
         fit(Job(spec, features, tmp_path))
-    assert "step" in error.value.where and "layer" in error.value.where
+    assert "step" in error.value.where and "layer network_0/" in error.value.where
     names = Store(tmp_path / "checkpoints").names()
     position = Store(tmp_path / "checkpoints").restore_latest(build(spec, TABLES))
     assert names[-1] == f"step-{position.step:08d}"
@@ -211,6 +223,57 @@ def test_a_loss_that_is_not_finite_stops_the_run(features: Path, tmp_path: Path)
 
 def test_eager_names_the_layer_and_writes_shapes(features: Path, tmp_path: Path) -> None:
     spec = small_spec(dense_learning_rate=1e38, max_steps=20)
-    with pytest.raises(UserError, match="Layer `.+` gave a value that is not finite"):
+    with pytest.raises(UserError, match="Layer `.+` gave a value that is not finite") as error:
         fit(Job(spec, features, tmp_path, eager=True))
+    assert "network_0/" in error.value.where and "float32[64, " in error.value.where
+    assert str(tmp_path) in error.value.fix
     assert "float32[64, " in (tmp_path / "logs" / "shapes.txt").read_text()
+
+
+@pytest.mark.parametrize("refit", [None, 1])
+def test_weights_that_the_last_step_spoiled_are_not_kept(
+    features: Path, tmp_path: Path, refit: int | None
+) -> None:
+    # The loss of a step is of before its update.
+    spec = small_spec(dense_learning_rate=1e39, warmup_steps=0, max_steps=1)
+    job = Job(spec, features, tmp_path, refit=refit)
+    what = "predictions are" if refit is None else "a weight is"
+    with pytest.raises(UserError, match=f"{what} not finite") as error:
+        fit(job)
+    assert "step 1, " in error.value.where and "network_0/" in error.value.where
+    assert Store(tmp_path / job.checkpoints).names() == []
+
+
+@pytest.fixture(scope="module")
+def huge(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Features of which one split has numbers that float16 does not hold."""
+
+    def make(split: str) -> Path:
+        folder = make_features(tmp_path_factory.mktemp("huge") / "features")
+        for path in (folder / "examples" / split).glob("*.parquet"):
+            table = pq.read_table(path)
+            price = pc.multiply(table["price"], pa.scalar(1e6, pa.float32()))
+            place = table.column_names.index("price")
+            pq.write_table(table.set_column(place, "price", price), path, row_group_size=150)
+        return folder
+
+    return make
+
+
+def test_predictions_that_are_not_finite_stop_the_run_and_name_the_layer(
+    huge: Any, tmp_path: Path
+) -> None:
+    spec = small_spec(precision="mixed_float16", max_steps=3)
+    with pytest.raises(UserError, match="predictions are not finite") as error:
+        fit(Job(spec, huge("validation"), tmp_path))
+    layer = "layer network_0/sharing/bottom/block_0: float16[1, 27] -> float16[1, 16]"
+    assert error.value.where == f"epoch 1, step 3, validation rows, {layer}"
+
+
+def test_answers_that_are_no_numbers_are_refused(huge: Any, tmp_path: Path) -> None:
+    folder, run = huge("test"), tmp_path / "run"
+    training.train(small_spec(precision="mixed_float16", max_steps=3), folder, run)
+    with pytest.raises(UserError, match="what is no number") as error:
+        training.evaluate(run)
+    assert "`click` is NaN or infinite in" in error.value.found
+    assert f"{run}/export" in error.value.where and "examples/test" in error.value.where

@@ -92,7 +92,8 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         update={"train": spec.train.model_copy(update={"dense_learning_rate": 0.125})}
     )
     tables = read_manifest(features, "features")["tables"]
-    model, counts = start_from(changed, features, tables, folder / "run")
+    model, counts, steps = start_from(changed, features, tables, folder / "run")
+    assert steps == 70
     fresh = build(changed, tables)
     create_slots(fresh.optimizer)
     return {"old": old, "model": model, "fresh": fresh, "counts": counts}
@@ -213,8 +214,13 @@ def test_it_starts_where_the_other_run_ended_and_resumes(
     assert manifest["trained"]["steps"] == 5 and manifest["trained"]["epochs"] == 1
     assert manifest["warm_start"]["run"] == old["run"]
     assert manifest["warm_start"]["tables"]["user"] == {"kept": 42, "new": 0, "dropped": 0}
+    assert manifest["warm_start"]["steps"] == 20
+    again = training.train(spec, features, tmp_path / "again", warm_start=run)
+    assert again["warm_start"]["steps"] == 20 + 5
 
-    fit_in_processes(features, tmp_path / "together", 2, max_steps=5, table_learning_rate=0.01)
+    fit_in_processes(
+        features, tmp_path / "together", 2, past_steps=20, max_steps=5, table_learning_rate=0.01
+    )
     one, two = (read_json(folder / "history.json") for folder in (run, tmp_path / "together"))
     assert [record["step"] for record in two] == [5]
     assert two[0]["score"] == pytest.approx(one[0]["score"], abs=1e-4)

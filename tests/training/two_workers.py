@@ -12,7 +12,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 
-def fit_in_processes(features: Path, run: Path, workers: int, **train: object) -> None:
+def fit_in_processes(
+    features: Path, run: Path, workers: int, past_steps: int = 0, **train: object
+) -> None:
     """Train `small_spec(**train)` and wait; raises with a worker's output where one fails."""
     sockets = [socket.socket() for _ in range(workers)]
     for each in sockets:
@@ -24,7 +26,8 @@ def fit_in_processes(features: Path, run: Path, workers: int, **train: object) -
     for rank in range(workers):
         config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
         environment = {**os.environ, "TF_CONFIG": json.dumps(config), "TF_NUM_INTRAOP_THREADS": "1"}
-        arguments = [str(features), str(run), str(rank), str(workers), json.dumps(train)]
+        numbers = [str(number) for number in (rank, workers, past_steps)]
+        arguments = [str(features), str(run), *numbers, json.dumps(train)]
         processes.append(
             subprocess.Popen(
                 [sys.executable, __file__, *arguments],
@@ -41,7 +44,7 @@ def fit_in_processes(features: Path, run: Path, workers: int, **train: object) -
 
 
 def _main() -> None:
-    features, run, rank, workers, train = sys.argv[1:]
+    features, run, rank, workers, past_steps, train = sys.argv[1:]
     sys.path.insert(0, str(HERE))
     import tensorflow as tf
     from make_features import small_spec
@@ -49,7 +52,12 @@ def _main() -> None:
     from training.loop import Job, fit
 
     fit(
-        Job(small_spec(**json.loads(train)), Path(features), Path(run)),
+        Job(
+            small_spec(**json.loads(train)),
+            Path(features),
+            Path(run),
+            past_steps=int(past_steps),
+        ),
         strategy=tf.distribute.MultiWorkerMirroredStrategy(),
         worker=int(rank),
         workers=int(workers),

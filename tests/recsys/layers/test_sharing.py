@@ -127,3 +127,11 @@ def test_without_gates_every_expert_is_a_plain_dense_layer(kind, extra):
     # [1, 1] W + b = [3.5, 0]; [-2, 0] W + b = [-1.5, 2], of which relu leaves [0, 2].
     for task in TASKS:
         np.testing.assert_allclose(layer(x)[task], [[3.5, 0.0], [0.0, 2.0]], rtol=1e-6)
+
+
+def test_the_last_shared_towers_are_those_that_all_tasks_read():
+    bottom, mixture = SharedBottom(TASKS, [4, 4]), MMoE(TASKS, [4], experts=3)
+    assert bottom.last_shared == [bottom.bottom]
+    assert mixture.last_shared == mixture.towers
+    layer = PLE(TASKS, [4, 4], levels=2, shared_experts=2, task_experts=3)
+    assert [tower.name for tower in layer.last_shared] == ["level_1_shared_0", "level_1_shared_1"]

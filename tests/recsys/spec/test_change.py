@@ -41,6 +41,10 @@ def test_settings_reach_sections_features_and_tasks() -> None:
     assert SPEC.model.towers == (64,), "the spec itself stays as it was"
 
 
+def test_a_number_may_have_an_exponent() -> None:
+    assert change(SPEC, ["train.dense_learning_rate=2e-3"]).train.dense_learning_rate == 0.002
+
+
 def test_a_change_of_training_leaves_the_features_as_they_are() -> None:
     before, after = fingerprints(SPEC), fingerprints(change(SPEC, ["train.epochs=7"]))
     assert before["features"] == after["features"] and before["model"] != after["model"]

@@ -34,6 +34,15 @@ def faults_of(text: str) -> dict[str, str]:
     return {fault.where: fault.message for fault in caught.value.faults}
 
 
+@pytest.mark.parametrize("number", ["1e-3", "1E-3", "0.1e-2", ".1e-2", "1.0e-3", "10.e-4"])
+def test_a_number_may_have_an_exponent(number: str) -> None:
+    spec = loads(f"{SHOP}train: {{dense_learning_rate: {number}}}\n")
+    assert spec.train.dense_learning_rate == 0.001
+    # A text that looks like one stays a text.
+    spec = loads(SHOP.replace("column: clicked", "column: '1e-3'"))
+    assert loads(dumps(spec)) == spec and spec.tasks[0].label.column == "1e-3"
+
+
 def test_short_forms_are_the_long_ones() -> None:
     spec = loads(SHOP)
     assert spec.features[0].encode == Vocabulary()
@@ -119,6 +128,9 @@ def test_a_name_that_dangles_since_its_record_is_faulty_is_no_second_fault() -> 
         (("name: shop", "name: shop\nmodel: {interactions: [fm, fm]}"), "interactions", "2 times"),
         (("name: shop", "name: shop\nmodel: {shared: []}"), "shared", "at least 1 item"),
         (("name: shop", "name: shop\ntrain: {seed: -1}"), "seed", "greater than or equal to 0"),
+        (("name: shop", "name: shop\ntrain: {weight_decay: .inf}"), "weight_decay", "finite"),
+        (("name: shop", "name: shop\nserve: {blend: {buy: .nan}}"), "blend", "finite"),
+        (("given: click", "given: click, weight: 1e999"), "weight", "finite"),
     ],
 )  # fmt: skip
 def test_each_fault_is_named(change: tuple[str, str], where: str, message: str) -> None:

@@ -1,0 +1,31 @@
+"""What validation says of logits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from make_features import small_spec
+
+from recsys.metrics import auc
+from training.scoring import validate
+
+
+@pytest.mark.parametrize("metric", ["auc", "log_loss"])
+def test_a_task_without_weight_does_not_choose_the_epoch(metric: str) -> None:
+    spec = small_spec()
+    stopping = spec.train.early_stopping.model_copy(update={"metric": metric})
+    train = spec.train.model_copy(update={"early_stopping": stopping})
+    spec = spec.model_copy(update={"train": train})
+    untrained = spec.tasks[1].model_copy(update={"weight": 0.0})
+    without = spec.model_copy(update={"tasks": (spec.tasks[0], untrained)})
+    rng = np.random.default_rng(0)
+    click = (rng.random(200) < 0.5).astype(np.float32)
+    labels = np.stack([click, click * (rng.random(200) < 0.5)], axis=1)
+    logits = rng.normal(size=(200, 2)).astype(np.float32)
+    other = np.stack([logits[:, 0], -logits[:, 1]], axis=1)
+    assert validate(spec, labels, logits)[0] != validate(spec, labels, other)[0]
+    score, found = validate(without, labels, logits)
+    assert score == validate(without, labels, other)[0]
+    assert "conversion" in found  # which is still shown
+    if metric == "auc":
+        assert score == pytest.approx(auc(click, logits[:, 0]))
