@@ -166,7 +166,15 @@ class _Job:
         judge.require_rows(
             {name: found["rows"] for name, found in splits.items()}, counts, self.spec, self.joined
         )
-        return {"counts": counts, "splits": splits}
+        labels: dict[str, dict[str, float]] = {
+            name: found.get("labels", {}) for name, found in splits.items()
+        }
+        judge.require_matches(labels, counts, self.plan)
+        warnings = [
+            f"no training row has the label {task!r}: there is nothing to learn of it"
+            for task in judge.unlearnable(labels, self.spec)
+        ]
+        return {"counts": counts, "splits": splits, "warnings": warnings}
 
     def _transform(self) -> None:
         from beam_jobs import runner
@@ -209,6 +217,7 @@ class _Job:
             "labels": {name: split["labels"] for name, split in splits.items()},
             "time_range": {name: split["time_range"] for name, split in splits.items()},
             "counts": judge.tidy(found["counts"]),
+            "warnings": found["warnings"],
             "feature_tables": {
                 owner: {
                     "rows": pq.read_metadata(folder / "tables" / f"{owner}.parquet").num_rows,

@@ -13,7 +13,7 @@ from beam_jobs.sinks import read_arrow
 from beam_jobs.steps import REASON
 from beam_jobs.validate import OF_LOGARITHM
 from recsys.errors import UserError
-from recsys.spec.records import Spec, TimeSplit
+from recsys.spec.records import ActionLabel, Spec, TimeSplit
 
 _SHOWN = 3
 _FEW_REQUESTS = 100
@@ -108,6 +108,46 @@ def require_rows(rows: dict[str, int], counts: dict[str, int], spec: Spec, joine
         found=found,
         fix=fix,
     )
+
+
+def require_matches(
+    labels: dict[str, dict[str, float]], counts: dict[str, int], plan: Plan
+) -> None:
+    """Refuse an action log of which no event becomes a label.
+
+    Args:
+        labels: Means of the labels by split and task; none of a split without rows.
+        counts: What the first pipeline counted.
+        plan: The plan.
+
+    Raises:
+        UserError: Names the log, and how many of its events have an impression at all.
+    """
+    for task in plan.spec.tasks:
+        if not isinstance(task.label, ActionLabel) or any(
+            of.get(task.name) for of in labels.values()
+        ):
+            continue
+        log = task.label.action
+        bad = sum(n for name, n in counts.items() if name.startswith(f"bad.{log}{REASON}"))
+        events = counts.get(f"read.{log}", 0) - bad
+        if events <= 0:
+            continue
+        lost = counts.get(f"actions_without_impression.{log}", 0)
+        raise UserError(
+            f"No impression has the label {task.name!r}, though the log {log} has events.",
+            where=f"tasks.{task.name}.label",
+            expected=f"events up to {task.label.within} after their impression",
+            found=f"{events} events, {lost} of them of no impression that was read",
+            fix=f"Look at the units of data.actions.{log}.time and data.time, at `within`, and at "
+            "the column of data.keys.impression in both logs.",
+        )
+
+
+def unlearnable(labels: dict[str, dict[str, float]], spec: Spec) -> list[str]:
+    """Tasks of which no training row is a positive."""
+    train = labels.get("train", {})
+    return [t.name for t in spec.tasks if not t.is_regression and train.get(t.name) == 0]
 
 
 def _requests(joined: Path) -> set[str]:

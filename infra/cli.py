@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infra.interrupt import interrupted, listen
 from recsys import __version__
 from recsys.errors import EXIT_FAILED, EXIT_REFUSED, EXIT_WRONG_USE, UserError
 
@@ -361,6 +362,7 @@ def rank(
     as_json: AsJson = False,
 ) -> None:
     """Send one request to a running service and print the ranked items."""
+    from infra.report import show as show_table
     from recsys.artifacts import read_json
     from serving.client import rank as send
     from serving.client import table
@@ -373,9 +375,7 @@ def rank(
         ) from None
 
     def show(answer: dict[str, Any]) -> None:
-        from rich.console import Console
-
-        Console().print(table(answer))
+        show_table(table(answer))
 
     _result(send(body, url), as_json, show)
 
@@ -431,18 +431,29 @@ _OF_THE_DISK = (
     errno.EACCES,
     errno.EROFS,
 )
+_INTERRUPTED = "Interrupted. An unfinished training goes on with --resume."
 _IN_THE_WAY = (errno.ENOTDIR, errno.EEXIST)
 
 
 def main() -> None:
     """Entry point: errors of the user are words, not tracebacks."""
+    listen()
     try:
         app()
     except UserError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        _fail("Interrupted.", EXIT_INTERRUPTED)
-    except OSError as error:
+        _fail(_INTERRUPTED, EXIT_INTERRUPTED)
+    except SystemExit as stop:
+        # Typer ends by itself on Ctrl-C, without a word.
+        if stop.code == EXIT_INTERRUPTED and interrupted():
+            _fail(_INTERRUPTED, EXIT_INTERRUPTED)
+        raise
+    except Exception as error:
+        if interrupted():
+            _fail(_INTERRUPTED, EXIT_INTERRUPTED)
+        if not isinstance(error, OSError):
+            raise
         if error.errno in _IN_THE_WAY:
             _fail(
                 f"A file stands where a folder is needed.\n  where:    {error.filename}\n"

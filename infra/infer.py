@@ -61,6 +61,7 @@ _USER = r"user|user_?id|uid|customer|customer_?id|member_?id|visitor_?id"
 _ITEM = r"item|item_?id|iid|product|product_?id|video_?id|article_?id|ad_?id|doc_?id|sku|movie_?id"
 _REQUEST = r"request|request_?id|session|session_?id|impression_group|query_?id"
 _TIME = r"time|timestamp|ts|datetime|date_?time|shown_at|event_time|time_ms"
+_DATED = r"(?i)date|time"
 
 _MODEL = """\
 # For tables of many numbers: {products},
@@ -166,6 +167,11 @@ def infer(
     ]
     embedded = _embedded(yaml.safe_load("\n".join(lines))["features"])
     lines.append("tasks:")
+    lines += [
+        f"  # No task of {column.name!r}: all rows have one value."
+        for column in roles.label_like
+        if column.distinct < 2
+    ]
     for name, given in tasks:
         lines += _blanks(known, name, given)
         lines.append(
@@ -264,7 +270,13 @@ def _features(
 ) -> _Features:
     made = _Features([], [], {"user": [], "item": [], "context": []}, set())
     for column in columns:
-        if column.name in roles.taken or (column.distinct < 2 and column.kind != "none"):
+        if column.name in roles.taken:
+            continue
+        if column.distinct < 2 and column.kind != "none":
+            if column not in roles.label_like:
+                made.refused.append(
+                    f"  # No feature of {column.name!r}: it has one value, or none."
+                )
             continue
         unfit = _unfit(column, roles.label_like, roles.dates)
         if unfit:
@@ -461,6 +473,12 @@ def _time(
                 exit_code=EXIT_WRONG_USE,
             )
         notes.append(f"  # No time by {name!r}: it {found}.")
+    for column in columns:
+        if named or column.name in tried or column in dates or not re.search(_DATED, column.name):
+            continue
+        found = reading(sample[column.name], column.name)
+        if isinstance(found, str) and pa.types.is_string(sample[column.name].type):
+            notes.append(f"  # No time by {column.name!r}: it {found}.")
     left = [repr(c.name) for c in dates if c.name not in tried]
     if left:
         hold = "holds dates; name it" if len(left) == 1 else "hold dates; name one"

@@ -7,6 +7,8 @@ import time
 from types import TracebackType
 from typing import Any
 
+from infra.interrupt import interrupted
+
 
 class Progress:
     """Called as `progress(stage, done, total, text)`; one bar or one series of lines a stage.
@@ -56,6 +58,9 @@ class Progress:
             self._live.stop()
 
     def __call__(self, stage: str, done: int, total: int, text: str = "") -> None:
+        if interrupted():
+            # Somebody else's code caught it.
+            raise KeyboardInterrupt
         if self._live is not None:
             if stage not in self._bars:
                 self._bars[stage] = self._live.add_task(stage, total=total, text=text)

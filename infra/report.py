@@ -8,6 +8,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from training.gate import Decision, Reject
@@ -19,6 +20,14 @@ SHORT = {"normalized_entropy": "NE", "log_loss": "loss", "positives": "pos."}
 
 def _number(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else "-" if value is None else f"{value:,}"
+
+
+def show(table: Table) -> None:
+    """Print a table as wide as it is: numbers that are cut off tell nothing."""
+    console = Console()
+    wide = console.options.update(max_width=10_000)
+    console.width = max(console.width, Measurement.get(console, wide, table).maximum)
+    console.print(table)
 
 
 def metrics_table(metrics: Mapping[str, Any], title: str) -> Table:
@@ -42,10 +51,7 @@ def metrics_table(metrics: Mapping[str, Any], title: str) -> Table:
 
 def show_metrics(metrics: Mapping[str, Any]) -> None:
     """Print the metrics of a split, its slices after it."""
-    console = Console()
-    console.print(
-        metrics_table(metrics, f"{metrics.get('split', 'test')}: {metrics['rows']:,} rows")
-    )
+    show(metrics_table(metrics, f"{metrics.get('split', 'test')}: {metrics['rows']:,} rows"))
     for feature, values in (metrics.get("slices") or {}).items():
         table = Table(title=f"AUC by {feature}", box=box.SIMPLE_HEAD)
         table.add_column(feature)
@@ -59,7 +65,7 @@ def show_metrics(metrics: Mapping[str, Any]) -> None:
                 _number(part["rows"]),
                 *(_number((part["tasks"].get(name) or {}).get("auc")) for name in names),
             )
-        console.print(table)
+        show(table)
 
 
 def show_features(manifest: Mapping[str, Any], folder: Path) -> None:
@@ -69,15 +75,18 @@ def show_features(manifest: Mapping[str, Any], folder: Path) -> None:
     table.add_column("rows", justify="right")
     tasks = sorted({task for rates in manifest["labels"].values() for task in rates})
     for task in tasks:
-        table.add_column(f"{task} rate", justify="right")
+        # A mean over all rows; of 0 and 1 a rate.
+        share = all(0 <= rates.get(task, 0) <= 1 for rates in manifest["labels"].values())
+        table.add_column(f"{task} {'rate' if share else 'mean'}", justify="right")
     for split, rows in manifest["rows"].items():
         rates = manifest["labels"].get(split, {})
         table.add_row(split, f"{rows:,}", *(_number(rates.get(task)) for task in tasks))
-    console = Console()
-    console.print(table)
+    show(table)
     for name, count in _flat(manifest.get("counts", {})):
         if count:
-            console.print(f"  {name}: {count:,}", highlight=False)
+            print(f"  {name}: {count:,}")
+    for warning in manifest.get("warnings", []):
+        print(f"warning: {warning}")
 
 
 def _flat(counts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, int]]:
@@ -95,7 +104,7 @@ def show_training(result: Mapping[str, Any], folder: Path) -> None:
     """Print where a run lies and how it ended."""
     validation = result.get("validation")
     if validation:
-        Console().print(metrics_table(validation, "validation"))
+        show(metrics_table(validation, "validation"))
     if result.get("warm_start"):
         show_warm_start(result["warm_start"])
     if "profile" in result:
@@ -111,7 +120,7 @@ def show_warm_start(record: Mapping[str, Any]) -> None:
         table.add_column(f"{name} rows", justify="right")
     for name, rows in record["tables"].items():
         table.add_row(name, *(_number(rows[part]) for part in ("kept", "new", "dropped")))
-    Console().print(table)
+    show(table)
 
 
 def show_conversion(result: Mapping[str, Any], folder: Path) -> None:
@@ -137,7 +146,7 @@ def show_profile(found: Mapping[str, Any], folder: Path) -> None:
     table.add_column("share", justify="right")
     for part, share in sorted(found["shares"].items(), key=lambda item: -item[1]):
         table.add_row(PARTS[part], f"{share:.1%}")
-    Console().print(table)
+    show(table)
     costliest = ", ".join(f"{scope} {share:.1%}" for scope, share in found["costliest"].items())
     print(f"costliest layers: {costliest}")
     for line in found["words"]:

@@ -87,15 +87,18 @@ def run_all(
     output.mkdir(parents=True, exist_ok=True)
     stages = _Stages(output / STATE, say)
     prints = fingerprints(spec)
-    keys = {"features": fingerprint([prints["features"], _listing(input)])}
+    keys = {"features": fingerprint([prints["features"], _listing(spec, input)])}
     keys["train"] = fingerprint([keys["features"], prints["model"]])
     keys["evaluate"] = fingerprint([keys["train"], prints["evaluate"]])
     keys["publish"] = fingerprint([keys["evaluate"], prints["serve"]])
     features, models = output / "features", output / "models"
     run = output / "runs" / keys["train"]
 
-    if stages.stale("features", keys["features"], features / MANIFEST):
-        stages.done("features", keys["features"], make_features(spec, input, features))
+    if stages.stale("features", keys["features"], features / MANIFEST, prints["features"]):
+        made = make_features(spec, input, features)
+        stages.done("features", keys["features"], made)
+        for warning in made.get("warnings", []):
+            say(f"warning: {warning}")
     if stages.stale("train", keys["train"], run / MANIFEST):
         fit(
             spec,
@@ -137,9 +140,15 @@ class _Stages:
         self._state: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         self.skipped: list[str] = []
 
-    def stale(self, stage: str, key: str, output: Path) -> bool:
-        """Whether the stage must run; says so either way."""
+    def stale(self, stage: str, key: str, output: Path, made: str | None = None) -> bool:
+        """Whether the stage must run; says so either way.
+
+        With `made`, the output is a manifest, and must have this fingerprint of the stage: another
+        command may have written there.
+        """
         fresh = self._state.get(stage, {}).get("key") == key and output.exists()
+        if fresh and made is not None:
+            fresh = read_json(output).get("fingerprints", {}).get(stage) == made
         if fresh:
             self.skipped.append(stage)
         self._say(f"[bold]{stage}[/bold]" + (": unchanged, skipped" if fresh else ""))
@@ -155,10 +164,15 @@ class _Stages:
         return self._state[stage]["result"]
 
 
-def _listing(folder: Path) -> list[Any]:
-    """The input's files by name, size and time of change."""
-    paths = [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.is_file())
+def _listing(spec: Spec, folder: Path) -> list[Any]:
+    """The files that the spec reads, by name, size and time of change."""
+    from beam_jobs.plan import plan_of
+    from beam_jobs.sources import resolve
+
+    paths = {
+        Path(file.path) for source in plan_of(spec).sources for file in resolve(folder, source)
+    }
     return [
         (str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns)
-        for path in paths
+        for path in sorted(paths)
     ]

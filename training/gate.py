@@ -59,6 +59,11 @@ def decide(metrics: Mapping[str, Any], champion: Mapping[str, Any] | None, spec:
     if not metrics.get("rows"):
         reasons.append("the challenger was evaluated on no rows")
     others = (champion or {}).get("tasks", {})
+    if others and not any(task.name in others for task in spec.tasks):
+        reasons.append(
+            f"the champion ({', '.join(others)}) has no task in common with the challenger "
+            f"({', '.join(task.name for task in spec.tasks)}): these are models of different things"
+        )
     for task in spec.tasks:
         if task.is_regression:
             continue

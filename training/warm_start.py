@@ -29,6 +29,9 @@ from training.loop import CHECKPOINTS, REFIT
 _LEARNED = ("min_count", "top_k")
 _TRAINING_ONLY = ("dropout", "embedding_dropout", "recompute", "xla")
 
+_FEW = 5
+"""So many differences are listed one by one."""
+
 FRESH = -1
 """Source of a row that the other run does not have."""
 
@@ -48,8 +51,8 @@ def check_source(spec: Spec, source: Path) -> dict[str, Any]:
         raise UserError(
             "The run to start from has a model of another shape.",
             where=str(source / "spec.yaml"),
-            expected="; ".join(f"{place} {_said(ours, place)}" for place in places),
-            found="; ".join(f"{place} {_said(theirs, place)}" for place in places),
+            expected=_listed(ours, places),
+            found=_listed(theirs, places),
             fix="Make these alike in the spec, or train without --warm-start.",
         )
     if not _store(source).names():
@@ -90,6 +93,12 @@ def _store(source: Path) -> Store:
     """The checkpoints with the weights that a run serves."""
     refit = load(source / "spec.yaml").train.refit
     return Store(source / (REFIT if refit else CHECKPOINTS))
+
+
+def _listed(shape: Mapping[str, Any], places: list[str]) -> str:
+    few = [f"{place} {_said(shape, place)}" for place in places[:_FEW]]
+    more = len(places) - _FEW
+    return "; ".join([*few, *([f"and {more} more that differ"] if more > 0 else [])])
 
 
 def _said(shape: Mapping[str, Any], place: str) -> str:

@@ -160,13 +160,19 @@ def _validate(tree: dict[str, Any], places: _Places) -> tuple[Spec | None, set[s
             # In JSON mode strict still reads lists as tuples and ISO text as dates.
             return Spec.model_validate_json(json.dumps(tree, default=_plain)), broken, faults
         except ValidationError as error:
-            items = error.errors(include_url=False)
+            items = [i for i in error.errors(include_url=False) if not _emptied(i, tree)]
             if attempt == 0:
                 faults = list(dict.fromkeys(places.fault(tuple(i["loc"]), _say(i)) for i in items))
             broken |= _take_out(tree, [tuple(item["loc"]) for item in items])
         except TypeError as error:
             return None, broken, [places.fault((), str(error))]
     return None, broken, faults
+
+
+def _emptied(item: Any, tree: dict[str, Any]) -> bool:
+    """Whether a list is called too short since all that is in it is at fault."""
+    loc = tuple(item["loc"])
+    return item["type"] == "too_short" and len(loc) == 1 and bool(tree.get(str(loc[0])))
 
 
 def _take_out(tree: dict[str, Any], locs: list[Loc]) -> set[str]:
@@ -184,8 +190,11 @@ def _take_out(tree: dict[str, Any], locs: list[Loc]) -> set[str]:
         if isinstance(node, dict):
             node.pop(loc[-1], None)
     for section, indices in records.items():
+        found = tree.get(section, [])
         for index in sorted(indices, reverse=True):
-            record = tree[section].pop(index)
+            if index >= len(found):
+                continue
+            record = found.pop(index)
             if isinstance(record, dict) and isinstance(record.get("name"), str):
                 names.add(record["name"])
     return names

@@ -131,6 +131,40 @@ def test_an_empty_split_says_what_was_found(refuse):
     assert error.found == "train 20, validation 0, test 20; days 2026-03-01 to 2026-03-03"
 
 
+ACTIONS = SPEC.replace(
+    "  keys: {user: user, item: item}\n",
+    "  actions: {tap: {path: taps.csv, time: {column: at, unit: ms}}}\n"
+    "  keys: {user: user, item: item, impression: id}\n",
+).replace("{column: clicked}", "{action: tap, within: 1h}")
+
+
+@pytest.mark.parametrize(("late", "lost"), [("s", 0), ("ms", 60)])
+def test_a_log_of_which_nothing_becomes_a_label(refuse, tmp_path, late, lost):
+    table = rows().assign(id=range(60))
+    table["id"] = [f"i{n}" for n in table["id"]]
+    seconds = (
+        pd.to_datetime(table["at"], utc=True).astype("datetime64[s, UTC]").astype("int64") + 60
+    )
+    at = seconds * (1000 if late == "ms" else 1)
+    ids = table["id"] if late == "s" else "other"
+    (tmp_path / "input").mkdir()
+    pd.DataFrame({"id": ids, "at": at}).to_csv(tmp_path / "input" / "taps.csv", index=False)
+    error = refuse(table, ACTIONS)
+    assert "label 'click'" in error.message and error.where == "tasks.click.label"
+    assert error.found == f"60 events, {lost} of them of no impression that was read"
+    assert "data.actions.tap.time" in error.fix
+
+
+def test_a_label_without_positives_in_training_is_told(tmp_path):
+    table = rows()
+    table.loc[table["at"] < "2026-03-02", "clicked"] = 0
+    table.to_csv(tmp_path / "log.csv", index=False)
+    spec = loads(SPEC.replace("path: log", "path: log.csv"))
+    manifest = run_features(spec, tmp_path, tmp_path / "out")
+    (warning,) = manifest["warnings"]
+    assert "'click'" in warning and "no training row" in warning
+
+
 def test_a_split_by_too_few_requests_names_their_column(refuse):
     text = SPEC.replace("item: item}", "item: item, request: page}").replace(
         "{train_to: 2026-03-01, validation_to: 2026-03-02}",

@@ -143,6 +143,17 @@ def test_what_cannot_be_told_is_said(frame: pd.DataFrame, tmp_path: Path) -> Non
         infer(tmp_path / "bad.parquet")
 
 
+def test_what_is_left_out_is_said(frame: pd.DataFrame, tmp_path: Path) -> None:
+    days = pd.Timestamp("2025-01-01") + pd.to_timedelta(np.arange(len(frame)) % 20, "D")
+    odd = frame.drop(columns="ts").assign(liked=0, order_date=days.strftime("%d %B %Y"))
+    odd.to_csv(tmp_path / "shop.csv", index=False)
+    text = infer(tmp_path / "shop.csv")
+    assert "  # No feature of 'constant': it has one value, or none.\n" in text
+    assert "  # No task of 'liked': all rows have one value.\n" in text
+    assert "  # No time by 'order_date': it has a time that can be read in 0% of the rows." in text
+    assert [task.name for task in loads(text).tasks] == ["clicked", "bought"]
+
+
 def test_infinite_numbers_are_said(frame: pd.DataFrame, tmp_path: Path) -> None:
     price = frame["price"].where(frame.index >= len(frame) // 4, np.inf)
     assert "infinite" not in infer(_written(frame, tmp_path / "none.csv"))

@@ -57,6 +57,14 @@ def test_a_task_that_the_champion_lacks_is_not_compared() -> None:
     assert isinstance(decide(found(0.7, 0.1), champion, gated()), Promote)
 
 
+def test_a_champion_of_other_tasks_is_not_followed() -> None:
+    champion = {"rows": 9, "tasks": {"like": {"auc": 0.7}, "share": {"auc": 0.7}}}
+    decision = decide(found(0.9), champion, gated())
+    assert isinstance(decision, Reject)
+    (reason,) = decision.reasons
+    assert "(like, share) has no task in common with the challenger (click, conversion)" in reason
+
+
 def test_undefined_numbers_and_no_rows_are_refused() -> None:
     decision = decide(found(None), None, gated(max_ece=0.5))
     assert isinstance(decision, Reject) and "click: AUC is not defined" in decision.reasons[0]

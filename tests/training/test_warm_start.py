@@ -300,6 +300,11 @@ def test_runs_of_another_shape_are_refused_by_name(
             spec.model_copy(update={"features": (more_unknown, *spec.features[1:])}), old_run
         )
     assert error.value.found == "features.user.encode.oov_buckets 1"
+    others = tuple(f.model_copy(update={"name": f"{f.name}_"}) for f in spec.features)
+    with pytest.raises(UserError) as error:
+        check_source(spec.model_copy(update={"features": others}), old_run)
+    assert error.value.expected.count(";") == 5 and len(error.value.expected) < 500
+    assert error.value.expected.endswith("more that differ")
     alone = spec.model_copy(
         update={"tasks": (spec.tasks[0], spec.tasks[1].model_copy(update={"given": None}))}
     )

@@ -140,6 +140,27 @@ def test_each_fault_is_named(change: tuple[str, str], where: str, message: str) 
     assert found, faults_of(text)
 
 
+@pytest.mark.parametrize(
+    ("change", "where", "message"),
+    [
+        (("label: {column: clicked}", "label: clicked"), "tasks[0].label", "an object"),
+        (("owner: user", "owner: users"), "features[0].owner", "'user', 'item'"),
+    ],
+)
+def test_a_fault_of_all_that_a_list_holds_is_one_fault(
+    change: tuple[str, str], where: str, message: str
+) -> None:
+    text = SHOP.replace("- {name: buy, label: {column: bought}, given: click}\n", "")
+    text = "\n".join(
+        line for line in text.splitlines() if "name: user" in line or "owner" not in line
+    )
+    assert loads(text)
+    found = faults_of(text.replace(*change))
+    assert len(found) == 1
+    (place, said), *_ = found.items()
+    assert where in place and message in said
+
+
 @pytest.mark.parametrize("text", ["", "- a", "name: [", "name: shop\n\tx: 1", "3"])
 def test_what_is_no_spec_is_one_clear_fault(text: str) -> None:
     with pytest.raises(SpecError, match="shop.yaml:1|shop.yaml:2"):
