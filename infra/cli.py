@@ -424,13 +424,7 @@ def demo(
     tour(out, rows, workers, say=_say)
 
 
-_OF_THE_DISK = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EACCES,
-    errno.EROFS,
-)
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 _INTERRUPTED = "Interrupted. An unfinished training goes on with --resume."
 _IN_THE_WAY = (errno.ENOTDIR, errno.EEXIST)
 

@@ -157,9 +157,7 @@ class RankingModel(tfrs.Model):
             dict(zip(self._task_names, tf.unstack(member, axis=1), strict=True))
             for member in logits
         ]
-        return self.losses_of.mean_of(
-            labels, networks, batch["weights"], batch.get("groups"), units
-        )
+        return self.losses_of(labels, networks, batch["weights"], batch.get("groups"), units)
 
     def train_step(self, batch: Batch) -> dict[str, tf.Tensor]:
         """One step; returns `loss`, `loss/<task>` and what the balancer logs."""

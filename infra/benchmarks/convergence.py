@@ -231,7 +231,7 @@ def main() -> int:
     if given.write_docs:
         command = f"python -m infra.benchmarks.convergence --out OUT --rows {given.rows}"
         command += f" --seeds {given.seeds}"
-        command += "".join(f" --set {change}" for change in given.set or ())
+        command += "".join(f" --set {setting}" for setting in given.set or ())
         head = f"`{command}`, {machine()}:"
         write_between(ROOT / "docs" / "benchmarks.md", "convergence", f"{head}\n\n{text}")
     return 0

@@ -190,42 +190,18 @@ class MultiTaskLoss:
     def __call__(
         self,
         labels: Mapping[str, tf.Tensor],
-        logits: Mapping[str, tf.Tensor],
+        logits: Mapping[str, tf.Tensor] | Sequence[Mapping[str, tf.Tensor]],
         sample_weight: tf.Tensor | None = None,
         groups: tf.Tensor | None = None,
         units: Mapping[str, tf.Tensor] | None = None,
     ) -> dict[str, tf.Tensor]:
-        """Return the loss of each task.
+        """Return the loss of each task; of several networks, the mean of their own.
 
         Args:
             labels: task to [batch] numbers; NaN where not observed.
             logits: task to [batch] logits (predictions, for regression), those of a task
-                with `given` conditional on it, unless its mode is "joint".
-            sample_weight: see `mean_of`.
-            groups: see `mean_of`.
-            units: see `mean_of`.
-
-        Returns:
-            Task to scalar, float32 (float64 for float64 logits).
-
-        Raises:
-            ValueError: if a task's labels or logits are missing or not [batch].
-        """
-        return self.mean_of(labels, [logits], sample_weight, groups, units)
-
-    def mean_of(
-        self,
-        labels: Mapping[str, tf.Tensor],
-        networks: Sequence[Mapping[str, tf.Tensor]],
-        sample_weight: tf.Tensor | None = None,
-        groups: tf.Tensor | None = None,
-        units: Mapping[str, tf.Tensor] | None = None,
-    ) -> dict[str, tf.Tensor]:
-        """Return the loss of each task, the mean over some networks' own.
-
-        Args:
-            labels: task to [batch] numbers; NaN where not observed.
-            networks: logits of each network, as one call takes them.
+                with `given` conditional on it, unless its mode is "joint". Or some of
+                these, one a network.
             sample_weight: [batch], at least 0, or None.
             groups: [batch] ids of requests; needed by ranking losses alone.
             units: regression task to a scalar above 0, in which its error (and its score, in
@@ -240,9 +216,10 @@ class MultiTaskLoss:
         if self.needs_groups and groups is None:
             raise ValueError("groups must be given: a task has a ranking loss.")
         units = units or {}
+        networks = [logits] if isinstance(logits, Mapping) else logits
         parts: list[tuple[str, Ratio]] = []
-        for logits in networks:
-            y, x = self._compared(labels, logits)
+        for network in networks:
+            y, x = self._compared(labels, network)
             for task in self.tasks:
                 own = self._ratios(task, y, x, sample_weight, groups, units.get(task.name))
                 parts += [(task.name, ratio) for ratio in own]

@@ -395,7 +395,8 @@ class Ranking(Record):
 class Gate(Record):
     """What a challenger must show on the evaluated split to be published.
 
-    Regressions are not judged.
+    Regressions are not judged. A challenger that has no task in common with the champion is
+    refused.
     """
 
     min_auc: Fraction | None = None

@@ -46,7 +46,7 @@ def replica(first, count):
         tape.watch(x)
         y = dict(zip(names, tf.unstack(part(labels), axis=1)))
         networks = [dict(zip(names, tf.unstack(each, axis=1))) for each in x]
-        losses = loss.mean_of(y, networks, part(weights), part(groups))
+        losses = loss(y, networks, part(weights), part(groups))
         values = [losses[name] for name in names]
         total = tf.add_n(values)
     return tf.stack(values), tf.stack(tape.gradient(total, x))
