@@ -230,6 +230,16 @@ def output_names(spec: Spec) -> tuple[str, ...]:
     return tuple(names)
 
 
+def value_names(spec: Spec) -> tuple[str, ...]:
+    """Those of `output_names` that are numbers in the unit of a label, no probabilities."""
+    regressions = [task for task in spec.tasks if task.is_regression]
+    return tuple(
+        name
+        for task in regressions
+        for name in (task.name, *([conditional_name(task.name, task.given)] if task.given else []))
+    )
+
+
 def conditional_name(task: str, given: str) -> str:
     """Name of p(task | given) in metrics and answers."""
     return f"{task}_given_{given}"

@@ -76,9 +76,10 @@ def rank(request: dict[str, Any], url: str = DEFAULT_URL, timeout: float = 30.0)
 
 
 def table(answer: dict[str, Any]) -> Table:
-    """An answer as a table: rank, item, score, and each probability."""
+    """An answer as a table: rank, item, score, each probability and each value."""
     items = answer["items"]
-    names = list(items[0]["probabilities"]) if items else []
+    parts = [{**item["probabilities"], **item.get("values", {})} for item in items]
+    names = list(parts[0]) if parts else []
     known = "known" if answer["user"]["known"] else "unknown"
     caption = (
         f"model version {answer['model_version']}, {known} user, "
@@ -90,12 +91,12 @@ def table(answer: dict[str, Any]) -> Table:
     result.add_column("score", justify="right")
     for name in names:
         result.add_column(name, justify="right")
-    for item in items:
+    for item, part in zip(items, parts, strict=True):
         result.add_row(
             str(item["rank"]),
             f"{item['id']}" if item["known"] else f"{item['id']} (unknown)",
             _number(item["score"]),
-            *(_number(item["probabilities"][name]) for name in names),
+            *(_number(part[name]) for name in names),
         )
     return result
 

@@ -28,7 +28,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from recsys.raw import canonical_key
-from recsys.schema import RawColumn, output_names, raw_columns
+from recsys.schema import RawColumn, output_names, raw_columns, value_names
 from recsys.spec import Spec
 from serving.body import parse_json
 from serving.columns import canonical_column, context_only, id_columns, separators
@@ -93,7 +93,8 @@ class Contract:
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self.columns = raw_columns(spec)
-        self.outputs = output_names(spec)
+        self.values = value_names(spec)
+        self.probabilities = tuple(name for name in output_names(spec) if name not in self.values)
         self.separators = separators(spec)
         self.by_owner: dict[str, dict[str, RawColumn]] = {"user": {}, "item": {}, "context": {}}
         for column in (*self.columns, *context_only(spec)):
@@ -327,9 +328,14 @@ class Contract:
             "id": {"type": ["string", "integer"]},
             "rank": {**whole, "minimum": 1},
             "score": {**number, "description": f"blend of {self.spec.blend()}"},
-            "probabilities": _object({name: number for name in self.outputs}),
+            "probabilities": _object({name: number for name in self.probabilities}),
             "known": {**flag, "description": "false: ranked by defaults and inline features"},
         }
+        if self.values:
+            item["values"] = {
+                **_object({name: number for name in self.values}),
+                "description": "answers of regressions, in the unit of their labels",
+            }
         return _object(
             {
                 "model_version": whole,

@@ -43,22 +43,23 @@ class Serving:
         answer = self.scorer.score(assembled.columns)
         order = top(answer[SCORE], request.top_k)
         known = assembled.known[order].tolist()
-        outputs = self.contract.outputs
-        probabilities = zip(*(answer[name][order] for name in outputs), strict=True)
-        rows = zip(order.tolist(), answer[SCORE][order], probabilities, known, strict=True)
+        ordered = {name: values[order] for name, values in answer.items()}
+        items: list[dict[str, Any]] = []
+        for at, position in enumerate(order.tolist()):
+            item = {
+                "id": request.ids[position],
+                "rank": at + 1,
+                "score": ordered[SCORE][at],
+                "probabilities": {n: ordered[n][at] for n in self.contract.probabilities},
+                "known": known[at],
+            }
+            if self.contract.values:
+                item["values"] = {name: ordered[name][at] for name in self.contract.values}
+            items.append(item)
         return {
             "model_version": self.version,
             "user": {"known": assembled.user_known},
-            "items": [
-                {
-                    "id": request.ids[position],
-                    "rank": rank,
-                    "score": score,
-                    "probabilities": dict(zip(outputs, values, strict=True)),
-                    "known": item_known,
-                }
-                for rank, (position, score, values, item_known) in enumerate(rows, 1)
-            ],
+            "items": items,
             "unknown_items": int(np.count_nonzero(~assembled.known)),
             "duplicates": request.duplicates,
         }

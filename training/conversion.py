@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from recsys.artifacts import read_manifest, write_folder, write_json, write_manifest
 from recsys.errors import UserError
-from recsys.schema import SCORE, conditional_name, model_inputs, output_names
+from recsys.schema import SCORE, model_inputs, output_names, value_names
 from recsys.spec import fingerprints, load
 from recsys.spec.records import Hash, Spec
 from training.device_readme import device_readme
@@ -213,8 +213,7 @@ def compare(
             found = interpreter.get_signature_runner(SIGNATURE)(**rows)
     except (RuntimeError, ValueError) as error:  # a kernel refuses what the converter let pass
         raise _inexpressible(where, error) from error
-    numbers = {task.name for task in spec.tasks if task.is_regression}
-    numbers |= {conditional_name(name, str(spec.task(name).given)) for name in numbers}
+    numbers = set(value_names(spec))
     # The score may blend in a regression's number.
     numbers |= {SCORE} if numbers & set(spec.blend()) else set()
     largest = {}

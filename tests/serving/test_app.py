@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from recsys.errors import UserError
 from recsys.spec import Spec
+from recsys.spec.change import change
 from serving import client
 from serving.engine import running
 from serving.example import example_request
@@ -251,3 +253,24 @@ def test_the_client_without_a_service() -> None:
     assert "recsys serve" in caught.value.fix
     with pytest.raises(UserError, match="no URL"):
         client.rank({}, "localhost:8501")
+
+
+def test_numbers_of_a_regression_are_no_probabilities(
+    tmp_path: Path,
+    spec: Spec,
+    publish: Callable[..., Path],
+    write_features: Callable[..., Path],
+    by_hand: Callable[..., dict[str, float]],
+) -> None:
+    spent = change(spec, ["tasks.conversion.loss={kind: huber}"])
+    models = publish(tmp_path / "models", 1, by=spent)
+    with running(models, write_features(tmp_path / "features", spent)) as url:
+        answer = post(url, {"user": {"id": "u1"}, "candidates": ["i1", "i2"]}).json()
+        schemas = httpx.get(f"{url}/openapi.json", timeout=30).json()["components"]["schemas"]
+    expected = by_hand(item="i1", country="de", activity=1.0, price=5, tags=2, seen=2)
+    item = next(item for item in answer["items"] if item["id"] == "i1")
+    assert item["probabilities"] == pytest.approx({"click": expected["click"]}, rel=1e-5)
+    names = ("conversion", "conversion_given_click")
+    assert item["values"] == pytest.approx({name: expected[name] for name in names}, rel=1e-5)
+    jsonschema.validate(answer, schemas["RankAnswer"])
+    assert [column.header for column in client.table(answer).columns][3:] == ["click", *names]
