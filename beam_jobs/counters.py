@@ -17,7 +17,7 @@ import pyarrow as pa
 from beam_jobs.history import known_day
 from beam_jobs.plan import DAY, Plan, raw
 from recsys.raw import canonical
-from recsys.schema import RawColumn, label_column
+from recsys.schema import COUNTED, RawColumn, label_column
 from recsys.spec.records import Counter, Feature
 
 KEY, SHOWN, POSITIVES, ASKED, VALUE = "joint_key", "shown", "positives", "asked", "value"
@@ -53,7 +53,7 @@ def partial(rows: pa.Table, feature: Feature, plan: Plan) -> pa.Table:
     frames = [pd.DataFrame({KEY: key, DAY: day, SHOWN: 1, POSITIVES: 0, ASKED: True})]
     if task is not None:
         positive = rows[label_column(task)].to_numpy() > 0
-        when = known_day(rows, task)[1] if task in plan.tracked else day
+        when = known_day(rows, task, plan)[1] if task in plan.tracked else day
         frames.append(
             pd.DataFrame(
                 {KEY: key[positive], DAY: when[positive], SHOWN: 0, POSITIVES: 1, ASKED: False}
@@ -202,11 +202,11 @@ def attach(rows: pa.Table, replies: dict[str, list[pa.Table]], plan: Plan) -> pa
 
 
 def serving_table(finals: list[pa.Table], feature: Feature, plan: Plan) -> pa.Table:
-    """The counter as of the end of all data: one string column a `by`, and `value`."""
+    """The counter as of the end of all data: one string column a `by`, and `key:value`."""
     table = pa.concat_tables(finals).sort_by(KEY)
     parts = [key.split(_SEPARATOR) for key in table[KEY].to_pylist()]
     columns = {
         by.name: pa.array([part[i] for part in parts], pa.string())
         for i, by in enumerate(plan.by(feature))
     }
-    return pa.table({**columns, VALUE: table[VALUE]})
+    return pa.table({**columns, COUNTED: table[VALUE]})

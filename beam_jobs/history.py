@@ -14,21 +14,37 @@ import pyarrow as pa
 from beam_jobs.plan import DAY, ROW, TIME, USER, Plan, known, raw
 from beam_jobs.validate import MS_PER_DAY
 from recsys.schema import LIST_SEPARATOR, label_column
-from recsys.spec.records import Feature, History
+from recsys.spec.records import Feature, History, TimeSplit
+
+_OFFSET_MS = 15 * 60_000
+"""Of what clocks' distances from UTC are multiples."""
 
 
-def known_day(rows: pa.Table, task: str | None) -> tuple[np.ndarray, np.ndarray]:
+def known_day(rows: pa.Table, task: str | None, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
     """When and on which day a positive of the task was known (int64 ms and days, [rows]).
 
-    An action that follows its impression on a later day is known on that day only; the days
-    are counted as the impressions' are, even where those come from a column of local dates.
+    An action that follows its impression on a later day is known on that day only. Where days
+    come from a column of local dates, their distance from UTC is what fits all rows; where that
+    leaves a choice, the day is the later one, for a history may know too little, but not ahead.
     """
     day = rows[DAY].to_numpy().astype(np.int64)
     time = rows[TIME].to_numpy()
     if task is None:
         return time, day
     at = rows[known(task)].to_numpy()
-    return at, day + np.floor_divide(at, MS_PER_DAY) - np.floor_divide(time, MS_PER_DAY)
+    split = plan.spec.data.split
+    if not (isinstance(split, TimeSplit) and split.column) or not len(at):
+        return at, np.floor_divide(at, MS_PER_DAY)
+    # A row shown at `time` on local day `day` leaves open by how much its clock is ahead of UTC:
+    # at least `begin`, and less than a day more.
+    begin = day * MS_PER_DAY - time
+    ahead = (begin.min() + MS_PER_DAY - 1) // _OFFSET_MS * _OFFSET_MS
+    if ahead >= begin.max():
+        later = np.floor_divide(at + ahead, MS_PER_DAY)
+    else:
+        # Nothing fits all, as where clocks change: what follows may be of the next day.
+        later = day - np.floor_divide(time - at, MS_PER_DAY)
+    return at, np.where(at > time, later, day)
 
 
 @dataclass(frozen=True)
@@ -43,7 +59,7 @@ def histories(rows: pa.Table, feature: Feature, plan: Plan) -> Histories:
     """The history of each row's user to the end of the day before, latest first.
 
     Args:
-        rows: All impressions of some users, with `key:user`, `day`, `time`, the raw column of
+        rows: All impressions of some users, with `key:user`, `day`, `key:time`, the raw column of
             the feature that the history is `of`, and the label and `known` of its action.
         feature: The history feature.
         plan: The plan.
@@ -56,7 +72,7 @@ def histories(rows: pa.Table, feature: Feature, plan: Plan) -> Histories:
     assert isinstance(encode, History)
     users, names = pd.factorize(rows[USER].to_numpy())
     values = rows[raw(plan.spec.feature(encode.of).raw)].to_numpy()
-    at, day_known = known_day(rows, encode.action)
+    at, day_known = known_day(rows, encode.action, plan)
     happened = values != ""
     if encode.action is not None:
         happened &= rows[label_column(encode.action)].to_numpy() > 0

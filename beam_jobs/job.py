@@ -10,7 +10,7 @@ import hashlib
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recsys.artifacts import (
     LEARNED,
@@ -23,6 +23,9 @@ from recsys.artifacts import (
 from recsys.errors import UserError
 from recsys.spec import dumps, fingerprint, fingerprints
 from recsys.spec.records import Spec
+
+if TYPE_CHECKING:
+    from beam_jobs.plan import Owner
 
 Progress = Callable[[str, int, int], None]
 
@@ -57,7 +60,7 @@ def run_features(
     """
     output = Path(output)
     with write_folder(output, replace=_may_replace(output)) as folder:
-        return _Job(spec, Path(input), folder, list(pipeline_args), progress).run()
+        return _Job(spec, Path(input), output, folder, list(pipeline_args), progress).run()
 
 
 def _may_replace(output: Path) -> bool:
@@ -72,13 +75,14 @@ class _Job:
         self,
         spec: Spec,
         input: Path,
+        output: Path,
         folder: Path,
         pipeline_args: list[str],
         progress: Progress | None,
     ) -> None:
         from beam_jobs.plan import plan_of
 
-        self.spec, self.input, self.folder = spec, input, folder
+        self.spec, self.input, self.output, self.folder = spec, input, output, folder
         self.pipeline_args, self.progress = pipeline_args, progress
         self.plan = plan_of(spec)
         self.scratch = folder / ".scratch"
@@ -94,8 +98,10 @@ class _Job:
         from beam_jobs import runner
 
         with runner.listening(self.name, self._tick):
-            self._expect(read=sum(map(len, reads.values())), join=2 * shards)
+            # Items and users are joined shard by shard, and each shard of each split is written.
+            self._expect(read=sum(map(len, reads.values())), join=5 * shards)
             self._join(reads, shards)
+            self._complete("join")
             found = self._judge()
             self._transform()
         self._expect(write=1)
@@ -109,6 +115,7 @@ class _Job:
 
         files = {source.name: sources.resolve(self.input, source) for source in self.plan.sources}
         for source in self.plan.sources:
+            self._require_outside(files[source.name], source.name)
             sources.check(files[source.name], source)
         most = {"impressions": self.spec.data.max_rows}
         reads = {
@@ -118,6 +125,18 @@ class _Job:
         size = sum(Path(file.path).stat().st_size for some in files.values() for file in some)
         shards = min(MOST_SHARDS, max(FEWEST_SHARDS, -(-size // BYTES_PER_SHARD)))
         return reads, shards
+
+    def _require_outside(self, files: Sequence[Any], name: str) -> None:
+        for folder in (self.output.resolve(), self.folder.resolve()):
+            for file in files:
+                if folder in Path(file.path).resolve().parents:
+                    raise UserError(
+                        f"The output lies in a folder that is read for {name}.",
+                        where=file.path,
+                        expected="an output outside of the logs",
+                        found=str(self.output),
+                        fix="Name another output, or a narrower path in the spec.",
+                    )
 
     def _join(self, reads: dict[str, list[Any]], shards: int) -> None:
         from beam_jobs import runner, steps
@@ -153,6 +172,7 @@ class _Job:
     def _judge(self) -> dict[str, Any]:
         """What the first pipeline found, if the data are fit to learn from."""
         from beam_jobs import judge
+        from beam_jobs.plan import OWNERS
         from beam_jobs.split import SPLITS
 
         counts = read_json(self.scratch / "counts.json")
@@ -166,15 +186,29 @@ class _Job:
         judge.require_rows(
             {name: found["rows"] for name, found in splits.items()}, counts, self.spec, self.joined
         )
+        warnings = [
+            f"the {owner} table has no rows" for owner in OWNERS if self._complete_table(owner)
+        ]
         labels: dict[str, dict[str, float]] = {
             name: found.get("labels", {}) for name, found in splits.items()
         }
         judge.require_matches(labels, counts, self.plan)
-        warnings = [
+        warnings += [
             f"no training row has the label {task!r}: there is nothing to learn of it"
             for task in judge.unlearnable(labels, self.spec)
         ]
         return {"counts": counts, "splits": splits, "warnings": warnings}
+
+    def _complete_table(self, owner: Owner) -> bool:
+        """Write an owner's table without rows, where no shard had any; whether that was so."""
+        path = self.folder / "tables" / f"{owner}.parquet"
+        if path.exists():
+            return False
+        from beam_jobs.serving import serving_rows
+        from beam_jobs.sinks import write_parquet
+
+        write_parquet(serving_rows(None, None, [], owner, self.plan), path)
+        return True
 
     def _transform(self) -> None:
         from beam_jobs import runner
@@ -248,6 +282,10 @@ class _Job:
         for stage in parts:
             self._say(stage)
 
+    def _complete(self, stage: str) -> None:
+        self.done[stage] = self.all[stage]
+        self._say(stage)
+
     def _tick(self, stage: str) -> None:
         self.done[stage] = self.done.get(stage, 0) + 1
         self._say(stage)
@@ -259,13 +297,26 @@ class _Job:
 
 
 def _learned(folder: Path, content: Mapping[str, Any]) -> str:
-    """Fingerprint of the vocabularies, and of the training rows from which numbers were learned."""
+    """Fingerprint of the vocabularies, and of the training rows from which numbers were learned.
+
+    Of the rows, what statistics.json tells of their columns stands for them.
+    """
     assets = sorted((folder / "transform" / "transform_fn" / "assets").glob("*"))
     words = []
     for path in assets:
         with open(path, "rb") as file:
             words.append([path.name, hashlib.file_digest(file, "sha256").hexdigest()])
     # A sum of floats depends on the order of its terms, in the last digits.
-    labels = {name: f"{mean:.6g}" for name, mean in content["labels"]["train"].items()}
-    train = [content["rows"]["train"], labels, content["time_range"]["train"]]
+    labels = _rounded(content["labels"]["train"])
+    numbers = _rounded(read_json(folder / "statistics.json")["train"])
+    train = [content["rows"]["train"], labels, content["time_range"]["train"], numbers]
     return fingerprint([words, content["tables"], train])
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers to six digits, at any depth."""
+    if isinstance(value, Mapping):
+        return {name: _rounded(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return f"{value:.6g}" if isinstance(value, float) else value

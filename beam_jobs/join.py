@@ -13,7 +13,18 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from beam_jobs.plan import DAY, IMPRESSION, ROW, TABLE_KEY, TIME, Owner, Plan, known, raw
+from beam_jobs.plan import (
+    DAY,
+    IMPRESSION,
+    REST,
+    ROW,
+    TABLE_KEY,
+    TIME,
+    Owner,
+    Plan,
+    known,
+    raw,
+)
 from beam_jobs.validate import DEAD_LETTER, MS_PER_DAY, dead_letters, missing_label
 from recsys.schema import label_column
 from recsys.spec.records import ActionLabel, ColumnLabel
@@ -52,10 +63,17 @@ def _first_of(codes: np.ndarray) -> np.ndarray:
 def deduplicate(table: pa.Table, source: str, key: str | None) -> Joined:
     """Keep the first of rows that are equal in all columns.
 
+    `rest` stands for the columns that nothing reads. It counts where a row has no time, or one
+    that is a day: of two events at one moment, what else is written of them is no difference.
+
     Rows that share the column `key` but differ otherwise contradict each other: the first is
     kept, the others are dead letters.
     """
+    if REST in table.column_names and TIME in table.column_names:
+        is_day = table[TIME].to_numpy() % MS_PER_DAY == 0
+        table = _set(table, REST, pa.array(np.where(is_day, table[REST].to_numpy(), 0)))
     first = _first_of(_codes(table, [name for name in table.column_names if name != ROW]))
+    table = table.drop_columns([REST]) if REST in table.column_names else table
     counts = {"duplicates_removed": int((~first).sum())}
     kept = table.filter(pa.array(first)) if counts["duplicates_removed"] else table
     if key is None or not len(kept):
@@ -74,7 +92,7 @@ def attribute(shown: pa.Table, actions: dict[str, pa.Table], plan: Plan) -> Join
 
     Args:
         shown: Impressions, no impression id twice.
-        actions: Events by log, with `key:impression` and `time` (ms).
+        actions: Events by log, with `key:impression` and `key:time` (ms).
         plan: The plan; its tasks are labelled in the order of the funnel.
 
     Returns:

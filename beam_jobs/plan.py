@@ -5,9 +5,10 @@ Inside the job an impression is a row of an Arrow table with these columns:
 =================  =======================================================================
 `row`              int64, where the row was read; orders rows when all else is equal
 `key:user` …       string keys: `key:user`, `key:item`, `key:request`, `key:impression`
-`time`             int64, milliseconds since the epoch, where the spec has `data.time`
-`day`              int32, days since the epoch, by the split's column or by `time` in UTC
+`key:time`         int64, milliseconds since the epoch, where the spec has `data.time`
+`day`              int32, days since the epoch, by the split's column or by `key:time` in UTC
 `identity`         uint64, hash by which a fraction split divides
+`rest`             uint64, hash of the columns that nothing reads, where it tells rows apart
 `raw:<column>`     string or float32, a raw column in canonical form
 `label:<task>`     float32
 `known:<task>`     int64, when a positive label was known, where histories or counters ask
@@ -19,13 +20,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from recsys.schema import RawColumn, label_column, raw_columns
+from recsys.schema import (
+    REQUEST_KEY,
+    TIME,
+    USER_KEY,
+    RawColumn,
+    label_column,
+    raw_columns,
+    separators,
+)
 from recsys.spec.records import ColumnLabel, Counter, Feature, Spec, TimeColumn, TimeSplit
 
 ROW = "row"
-USER, ITEM, REQUEST, IMPRESSION = "key:user", "key:item", "key:request", "key:impression"
-TIME, DAY = "time", "day"
+USER, ITEM, REQUEST, IMPRESSION = USER_KEY, "key:item", REQUEST_KEY, "key:impression"
+DAY = "day"
 IDENTITY = "identity"
+REST = "rest"
 TABLE_KEY = "key"
 
 FieldKind = Literal["text", "number", "key", "time", "day", "binary", "value"]
@@ -48,7 +58,8 @@ class Field:
     """One column of a log: where it is read from, what it becomes, and how it is checked.
 
     Of a label, `after` are the targets of the labels before it in the funnel, first to last, and
-    `logarithm` says whether its loss is of log(1 + label).
+    `logarithm` says whether its loss is of log(1 + label). Of a list, `separator` is between its
+    parts.
     """
 
     target: str
@@ -57,15 +68,20 @@ class Field:
     time: TimeColumn | None = None
     after: tuple[str, ...] = ()
     logarithm: bool = False
+    separator: str | None = None
 
 
 @dataclass(frozen=True)
 class Source:
-    """One log or table: its name in messages, its path below the input, and its fields."""
+    """One log or table: its name in messages, its path below the input, and its fields.
+
+    `whole` says that its rows may differ in columns that no field reads.
+    """
 
     name: str
     path: str
     fields: tuple[Field, ...]
+    whole: bool = False
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -139,9 +155,32 @@ def _lives_in(spec: Spec, column: RawColumn) -> str:
     if column.owner == "context":
         return "impressions"
     table = getattr(spec.data.tables, column.owner)
-    if table is None or column.name == getattr(spec.data.keys, column.owner):
+    if table is None or _is_id(spec, column):
         return "impressions"
     return column.owner
+
+
+def _is_id(spec: Spec, column: RawColumn) -> bool:
+    """Whether the column is the owner's id, which the impressions hold also where no table does."""
+    table = getattr(spec.data.tables, column.owner)
+    names = {getattr(spec.data.keys, column.owner)} | ({table.key} if table else set())
+    return column.name in names
+
+
+def _text_or_number(spec: Spec, column: RawColumn, source: str) -> Field:
+    if column.dtype != "string":
+        return Field(raw(column.name), source, "number")
+    return Field(raw(column.name), source, "text", separator=separators(spec).get(column.name))
+
+
+def _is_coarse(spec: Spec) -> bool:
+    """Whether impressions may share user, item and time without being one and the same."""
+    time = spec.data.time
+    if spec.data.keys.impression is not None:
+        return False
+    if time is None or (time.format is None and time.unit == "iso"):
+        return True
+    return time.format is not None and not any(f"%{part}" in time.format for part in "HIcsTXR")
 
 
 def _by_column(spec: Spec, name: str) -> str:
@@ -176,8 +215,9 @@ def _impressions(spec: Spec, read: list[RawColumn], counters: tuple[Feature, ...
             )
     for column in read:
         if _lives_in(spec, column) == "impressions":
-            kind = "text" if column.dtype == "string" else "number"
-            fields.append(Field(raw(column.name), column.name, kind))
+            own = column.owner != "context" and _is_id(spec, column)
+            source = getattr(keys, column.owner) if own else column.name
+            fields.append(_text_or_number(spec, column, source))
     # A counter may count by a column that is no feature; then the impressions hold it.
     known_names = {column.name for column in read}
     for counter in counters:
@@ -187,7 +227,7 @@ def _impressions(spec: Spec, read: list[RawColumn], counters: tuple[Feature, ...
             if column_name not in known_names:
                 known_names.add(column_name)
                 fields.append(Field(raw(column_name), column_name, "text"))
-    return Source("impressions", data.impressions.path, tuple(fields))
+    return Source("impressions", data.impressions.path, tuple(fields), _is_coarse(spec))
 
 
 def _action(spec: Spec, name: str) -> Source:
@@ -206,7 +246,5 @@ def _action(spec: Spec, name: str) -> Source:
 def _table(spec: Spec, owner: Owner, columns: list[RawColumn]) -> Source:
     table = getattr(spec.data.tables, owner)
     fields = [Field(TABLE_KEY, table.key, "key")]
-    fields += [
-        Field(raw(c.name), c.name, "text" if c.dtype == "string" else "number") for c in columns
-    ]
+    fields += [_text_or_number(spec, column, column.name) for column in columns]
     return Source(f"{owner} table", table.path, tuple(fields))

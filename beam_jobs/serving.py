@@ -7,6 +7,7 @@ import pyarrow.compute as pc
 
 from beam_jobs.join import latest
 from beam_jobs.plan import TABLE_KEY, Owner, Plan, raw
+from recsys.schema import OWNER_KEY
 
 
 def serving_rows(
@@ -16,7 +17,7 @@ def serving_rows(
     owner: Owner,
     plan: Plan,
 ) -> pa.Table:
-    """One row a key: `key` and the owner's raw columns under their own names.
+    """One row a key: `key:owner` and the owner's raw columns under their own names.
 
     Args:
         rows: The shard's joined impressions, if there are any.
@@ -39,15 +40,16 @@ def serving_rows(
             found = found.filter(pc.invert(pc.is_in(found, pa.concat_arrays(keys))))
         keys.append(found)
     key = pa.concat_arrays(keys) if keys else pa.array([], pa.string())
-    own_key = getattr(plan.spec.data.keys, owner)
-    made: dict[str, pa.Array] = {TABLE_KEY: key}
+    source = plan.tables.get(owner)
+    own_keys = {getattr(plan.spec.data.keys, owner), source and source.fields[0].column}
+    made: dict[str, pa.Array] = {OWNER_KEY: key}
     for column in columns:
         kind = pa.string() if column.dtype == "string" else pa.float32()
         holder = next(
             (t for t in [known, *ends] if t is not None and raw(column.name) in t.column_names),
             None,
         )
-        if holder is None and column.name == own_key:
+        if holder is None and column.name in own_keys:
             values = key.cast(kind)
         elif holder is None:
             values = pa.nulls(len(key), kind)

@@ -10,23 +10,31 @@ import csv
 import difflib
 import glob
 import io
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from beam_jobs.plan import ROW, Source
+from beam_jobs.partition import mixed, stable_hash
+from beam_jobs.plan import REST, ROW, Source
 from recsys.errors import UserError
 
 PARQUET = (".parquet", ".pq")
 CSV = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
+"""How Hive and Spark write a folder of rows without a value."""
 _DELIMITERS = {",": "a comma", ";": "';'", "\t": "a tab", "|": "'|'"}
 ROWS_PER_BLOCK = 65_536
-ROWS_PER_RUN = 50
+ROWS_PER_RUN, RUNS = 50, 20
+_PRIME = 999_983
 BYTES_PER_BLOCK = 8 << 20
 # File number and row number share one int64, so that the order of rows is the order of files.
 ROWS_PER_FILE = 1 << 40
@@ -37,7 +45,7 @@ class File:
     """One file of a source, with the columns that its folders carry (`day=2026-01-01`)."""
 
     path: str
-    partitions: tuple[tuple[str, str], ...]
+    partitions: tuple[tuple[str, str | None], ...]
 
     @property
     def is_csv(self) -> bool:
@@ -60,7 +68,8 @@ class File:
 class Sample:
     """`most` of `total` rows: short runs, evenly spaced, so that every day and file has some.
 
-    Runs rather than single rows, because the rows of a request lie together.
+    Runs rather than single rows, because the rows of a request lie together; of few rows, runs
+    are shorter, so that there are some.
     """
 
     total: int
@@ -70,11 +79,11 @@ class Sample:
         """Which rows are taken, by their number among all rows (int64 [rows]).
 
         >>> Sample(total=12, most=2).keeps(np.arange(12)).nonzero()[0].tolist()
-        [0, 1]
+        [0, 6]
         """
         if self.most >= self.total:
             return np.ones(len(rows), dtype=bool)
-        runs = max(1, self.most // ROWS_PER_RUN)
+        runs = max(min(RUNS, self.most), self.most // ROWS_PER_RUN)
         run = rows * runs // self.total
         return rows - -(-run * self.total // runs) < self.most // runs
 
@@ -120,12 +129,12 @@ def resolve(input_path: Path, source: Source) -> list[File]:
     if target.is_file():
         return [_file(target, input_path)]
     if target.is_dir():
-        found = [path for path in target.rglob("*") if _is_data(path, target)]
+        found = [path for path in _below(target) if _is_data(path, target)]
     else:
         found = [
             below
             for match in glob.glob(str(target), recursive=True)
-            for below in (Path(match).rglob("*") if Path(match).is_dir() else [Path(match)])
+            for below in (_below(Path(match)) if Path(match).is_dir() else [Path(match)])
             if _is_data(below, input_path)
         ]
     if not found:
@@ -133,8 +142,25 @@ def resolve(input_path: Path, source: Source) -> list[File]:
     return [_file(path, input_path) for path in sorted(set(found))]
 
 
+def _below(folder: Path) -> Iterator[Path]:
+    """The files below a folder, links to folders followed, each folder once."""
+    seen: set[str] = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(root) / name for name in files)
+
+
+def _parts(path: Path, root: Path) -> list[str]:
+    """The names that lead from a folder to a path, also where the path lies elsewhere."""
+    return [part for part in Path(os.path.relpath(path, root)).parts if part != ".."]
+
+
 def _is_data(path: Path, root: Path) -> bool:
-    hidden = any(part.startswith((".", "_")) for part in path.relative_to(root).parts)
+    hidden = any(part.startswith((".", "_")) for part in _parts(path, root))
     return path.is_file() and not hidden and path.name.lower().endswith(PARQUET + CSV)
 
 
@@ -146,9 +172,10 @@ def _file(path: Path, root: Path) -> File:
             expected=f"a name that ends in {', '.join(CSV + PARQUET)}",
             found=path.suffix or "no ending",
         )
-    parts = path.relative_to(root).parts[:-1]
     partitions = tuple(
-        (part.partition("=")[0], part.partition("=")[2]) for part in parts if "=" in part
+        (unquote(name), None if value == _NO_VALUE else unquote(value))
+        for name, equals, value in (part.partition("=") for part in _parts(path, root)[:-1])
+        if equals
     )
     return File(str(path), partitions)
 
@@ -173,9 +200,11 @@ def check(files: list[File], source: Source) -> None:
         UserError: A file is damaged, or lacks columns; the error names them.
     """
     for file in files:
-        header = [*_header(file), *(name for name, _ in file.partitions)]
-        twice = [column for column in source.columns if header.count(column) > 1]
-        if twice and file.is_csv:
+        own = _header(file)
+        header = [*own, *(name for name, _ in file.partitions)]
+        # Some writers keep in a file what its folder says too.
+        twice = [c for c in source.columns if (header if file.is_csv else own).count(c) > 1]
+        if twice:
             raise UserError(
                 f"Column {twice[0]!r} is there twice.",
                 where=file.path,
@@ -275,8 +304,9 @@ def read(task: ReadTask) -> Iterator[tuple[pa.Table, list[str]]]:
     """The rows of a task in blocks, as stored, and the text of rows that have no columns to read.
 
     Yields:
-        A table of the source's columns and `row` (int64), and the lines of a CSV file that
-        have too few or too many fields.
+        A table of the source's columns, `row` (int64) and, of a source whose rows are told apart
+        by all of their columns, `rest` (uint64), a hash of the others; and the lines of a CSV
+        file that have too few or too many fields.
 
     Raises:
         UserError: The file is damaged.
@@ -285,22 +315,35 @@ def read(task: ReadTask) -> Iterator[tuple[pa.Table, list[str]]]:
     ragged: list[str] = []
     row, offset = task.first_row, task.offset
     try:
+        rest: list[str] = []
+        if task.source.whole:
+            rest = sorted(set(_header(task.file)) - set(columns) - set(dict(task.file.partitions)))
         blocks = (
-            _csv_blocks(task.file, columns, ragged)
+            _csv_blocks(task.file, [*columns, *rest], ragged)
             if task.file.is_csv
-            else _parquet_blocks(task, columns)
+            else _parquet_blocks(task, [*columns, *rest])
         )
         for block in blocks:
+            if rest:
+                hashed = pa.array(_hash_of(block.select(rest)))
+                block = block.drop_columns(rest).append_column(REST, hashed)
             for name, value in task.file.partitions:
                 if name in task.source.columns:
                     block = block.append_column(name, pa.array([value] * len(block), pa.string()))
             numbers = np.arange(row, row + len(block), dtype=np.int64)
             block = block.append_column(ROW, pa.array(numbers))
-            kept = block
+            kept, lines = block, list(ragged)
             if task.sample is not None:
                 places = np.arange(offset, offset + len(block))
                 kept = block.filter(pa.array(task.sample.keeps(places)))
-            yield kept, list(ragged)
+                # As large a share of bad lines, whose places among the rows are not known.
+                drawn = (offset + _PRIME * np.arange(len(lines))) % max(task.sample.total, 1)
+                lines = [
+                    line
+                    for line, keeps in zip(lines, task.sample.keeps(drawn), strict=True)
+                    if keeps
+                ]
+            yield kept, lines
             ragged.clear()
             row += len(block)
             offset += len(block)
@@ -316,15 +359,105 @@ def _parquet_blocks(task: ReadTask, columns: list[str]) -> Iterator[pa.Table]:
             yield pa.Table.from_batches([batch])
 
 
+def _hash_of(rows: pa.Table) -> np.ndarray:
+    """A hash of all columns, uint64 [rows]; the same for the same values in every run."""
+    total = np.zeros(len(rows), dtype=np.uint64)
+    for at, name in enumerate(rows.column_names):
+        values = rows[name].combine_chunks()
+        if isinstance(values, pa.ChunkedArray):
+            values = pa.concat_arrays(values.chunks)
+        if pa.types.is_dictionary(values.type):
+            values = values.dictionary_decode()
+        try:
+            text = values.cast(pa.binary() if pa.types.is_binary(values.type) else pa.string())
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            text = pa.array([repr(value) for value in values.to_pylist()], pa.string())
+        # Texts repeat; each is hashed once.
+        coded = text.dictionary_encode()
+        words = np.array([repr(word) for word in coded.dictionary.to_pylist()], dtype=object)
+        codes = coded.indices.fill_null(len(words)).to_numpy(zero_copy_only=False)
+        own = np.append(stable_hash(pa.array(words, pa.string())), np.uint64(0))[codes]
+        total = mixed(total ^ own, at + 1)
+    return total
+
+
 def _csv_blocks(file: File, columns: list[str], ragged: list[str]) -> Iterator[pa.Table]:
+    """A file's columns in blocks of bytes; lines that have no such columns go to `ragged`.
+
+    A line that is neither UTF-8 nor of as many fields as the header stops Arrow's reader, which
+    hands such lines over as text. The file is then read as Latin-1, which any bytes are, from
+    where it stopped, and written back.
+    """
+    taken = [0, 0]
+    _keep_quiet()
+    try:
+        yield from _divide(file, columns, ragged, taken)
+        return
+    except pa.ArrowInvalid as error:
+        if "columns, got" not in str(error):
+            raise
+    rows, lines = taken
+    with file.open() as stream:
+        mark = stream.read(3).decode("latin1")
+    first = {_header(file)[0]: _BOM if mark == _BOM else ""}
+    names = [first.get(column, "") + column.encode().decode("latin1") for column in columns]
+    again: list[str] = []
+    for block in _divide(file, names, again, [0, 0], "latin1"):
+        ragged.extend(again[lines:])
+        lines = max(0, lines - len(again))
+        again.clear()
+        # What was read before is not read again.
+        block, rows = block.slice(min(rows, len(block))), max(0, rows - len(block))
+        yield pa.table(
+            {
+                column: pa.array([_bytes_of(v) for v in block[name].to_pylist()], pa.binary())
+                for column, name in zip(columns, names, strict=True)
+            }
+        )
+
+
+_BOM = "\xef\xbb\xbf"
+
+
+def _bytes_of(value: bytes) -> bytes:
+    """The bytes that were read as Latin-1 and handed over as UTF-8."""
+    return value.decode().encode("latin1")
+
+
+def _keep_quiet() -> None:
+    """Let Arrow's reader stop without a traceback of its own where it cannot hand over a line."""
+    before = sys.unraisablehook
+    if getattr(before, "__module__", "") == __name__:
+        return
+
+    def hook(found: Any) -> None:
+        ours = getattr(found.object, "__module__", "") == __name__
+        if not (ours and isinstance(found.exc_value, UnicodeDecodeError)):
+            before(found)
+
+    sys.unraisablehook = hook
+
+
+def _divide(
+    file: File,
+    columns: list[str],
+    ragged: list[str],
+    taken: list[int],
+    encoding: str = "utf8",
+) -> Iterator[pa.Table]:
+    """The blocks of a file in one encoding; `taken` counts the rows and the lines so far."""
+
     def keep(row: pa_csv.InvalidRow) -> str:
+        taken[1] += 1
         ragged.append(f"{row.actual_columns} fields in place of {row.expected_columns}: {row.text}")
         return "skip"
 
     with file.open() as stream:
         reader = pa_csv.open_csv(
             stream,
-            read_options=pa_csv.ReadOptions(block_size=BYTES_PER_BLOCK, use_threads=False),
+            read_options=pa_csv.ReadOptions(
+                block_size=BYTES_PER_BLOCK, use_threads=False, encoding=encoding
+            ),
             parse_options=pa_csv.ParseOptions(
                 delimiter=file.delimiter, newlines_in_values=True, invalid_row_handler=keep
             ),
@@ -337,5 +470,6 @@ def _csv_blocks(file: File, columns: list[str], ragged: list[str]) -> Iterator[p
         )
         for batch in reader:
             yield pa.Table.from_batches([batch])
+            taken[0] += len(batch)
     if ragged:
         yield pa.table({name: pa.array([], pa.binary()) for name in columns})

@@ -26,6 +26,7 @@ from beam_jobs.plan import (
     REQUEST,
     ROW,
     TABLE_KEY,
+    TIME,
     USER,
     Owner,
     Plan,
@@ -40,6 +41,7 @@ from beam_jobs.split import OUTSIDE, SPLITS, identity, split_of
 from beam_jobs.statistics import SplitStats
 from beam_jobs.validate import DEAD_LETTER, count_reasons, validate
 from recsys.artifacts import write_json
+from recsys.schema import OWNER_KEY
 
 DEAD, COUNTS, SERVING = "dead", "counts", "serving"
 REASON = "\x1f"
@@ -177,7 +179,7 @@ def _no_events() -> pa.Table:
         {
             ROW: pa.array([], pa.int64()),
             IMPRESSION: pa.array([], pa.string()),
-            "time": pa.array([], pa.int64()),
+            TIME: pa.array([], pa.int64()),
         }
     )
 
@@ -258,7 +260,7 @@ class WriteServing(beam.PTransform):
 
     def _write(self, group: tuple[int, Iterable[pa.Table]]) -> None:
         with carrying():
-            write_parquet(pa.concat_tables(group[1]).sort_by(TABLE_KEY), self.path)
+            write_parquet(pa.concat_tables(group[1]).sort_by(OWNER_KEY), self.path)
 
 
 class DivideRows(beam.PTransform):

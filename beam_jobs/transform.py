@@ -147,8 +147,13 @@ def _parts(text: tf.Tensor, feature: Feature) -> tf.Tensor:
     # ragged arithmetic is most of it.
     mark = re.escape(separator)
     plain = separator.replace("\\", r"\\")
-    text = tf.strings.regex_replace(text, rf"\s*{mark}(\s|{mark})*", plain)
-    text = tf.strings.regex_replace(text, rf"^(\s|{mark})+|(\s|{mark})+$", "")
+    if isinstance(feature.encode, History):
+        # Ids as they are: the vocabulary that they are looked up in does not trim its own.
+        text = tf.strings.regex_replace(text, rf"{mark}+", plain)
+        text = tf.strings.regex_replace(text, rf"^{mark}|{mark}$", "")
+    else:
+        text = tf.strings.regex_replace(text, rf"\s*{mark}(\s|{mark})*", plain)
+        text = tf.strings.regex_replace(text, rf"^(\s|{mark})+|(\s|{mark})+$", "")
     parts = tf.strings.split(text, sep=separator)
     length = feature.encode.max_length  # type: ignore[union-attr]
     return parts.to_tensor("", shape=[None, length])
@@ -231,6 +236,8 @@ def _number(values: tf.Tensor, log: bool) -> tf.Tensor:
     if values.dtype == tf.string:
         fits = tf.strings.regex_full_match(values, NUMBER)
         values = tf.strings.to_number(tf.where(fits, values, "nan"), tf.float32)
+        # As text it is a value as any other, so that the row was not refused for its size.
+        values = tf.where(tf.math.is_inf(values), float("nan"), values)
     return tf.sign(values) * tf.math.log1p(tf.abs(values)) if log else values
 
 

@@ -15,7 +15,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from beam_jobs.plan import ROW, Field, Source
+from beam_jobs.plan import REST, ROW, Field, Source
+from recsys.artifacts import finite
 from recsys.raw import canonical, is_missing
 from recsys.schema import RawColumn
 from recsys.spec.records import TimeColumn
@@ -45,10 +46,11 @@ def validate(block: pa.Table, ragged: list[str], source: Source) -> Checked:
         source: The log or table.
 
     Returns:
-        `good` has `row` and one column a field, without nulls; `dead` has `source`, `reason`
-        and `row` (JSON).
+        `good` has `row`, `rest` where the block has it, and one column a field, without nulls;
+        `dead` has `source`, `reason` and `row` (JSON).
     """
-    columns: dict[str, pa.Array] = {ROW: block[ROW].combine_chunks()}
+    own = [name for name in (ROW, REST) if name in block.column_names]
+    columns: dict[str, pa.Array] = {name: block[name].combine_chunks() for name in own}
     reasons = np.full(len(block), "", dtype=object)
     for field in source.fields:
         values, bad, reason = check_field(_as_text(block[field.column]), field)
@@ -62,7 +64,7 @@ def validate(block: pa.Table, ragged: list[str], source: Source) -> Checked:
     dead = dead_letters(
         source.name,
         reasons[is_bad].tolist(),
-        block.drop_columns([ROW]).filter(pa.array(is_bad)).to_pylist(),
+        _values(block.drop_columns(own).filter(pa.array(is_bad))),
     )
     lines = dead_letters(source.name, ["wrong number of fields"] * len(ragged), ragged)
     good = table.filter(pa.array(~is_bad)) if is_bad.any() else table
@@ -111,8 +113,20 @@ def _as_text(values: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def dead_letters(source: str, reasons: list[str], rows: list[Any]) -> pa.Table:
     """A table of dead letters; `rows` are written as JSON."""
-    text = [json.dumps(row, default=_plain, ensure_ascii=False) for row in rows]
+    text = [json.dumps(finite(row), default=_plain, ensure_ascii=False) for row in rows]
     return pa.table([[source] * len(reasons), reasons, text], schema=DEAD_LETTER)
+
+
+def _values(rows: pa.Table) -> list[Any]:
+    """Rows as Python values; times that Python has none for as their numbers."""
+    try:
+        return rows.to_pylist()
+    except (OverflowError, ValueError):
+        for at, field in enumerate(rows.schema):
+            if pa.types.is_temporal(field.type):
+                bits = pa.int32() if field.type.bit_width == 32 else pa.int64()
+                rows = rows.set_column(at, field.name, rows[at].cast(bits))
+        return rows.to_pylist()
 
 
 def _plain(value: Any) -> str:
@@ -138,7 +152,7 @@ def check_field(values: pa.ChunkedArray, field: Field) -> tuple[pa.Array, np.nda
             return pa.array(days), bad, f"{name} is no date"
         return pa.array(ms), bad, f"{name} is no time"
     if field.kind in ("text", "key"):
-        text, bad = canonical(values, RawColumn(name, "string", "context"))
+        text, bad = canonical(values, RawColumn(name, "string", "context"), field.separator)
         if field.kind == "key":
             missing = is_missing(text).to_numpy(zero_copy_only=False)
             return text, bad | missing, f"{name} is missing"
@@ -184,7 +198,9 @@ def _parse(values: pa.ChunkedArray, column: TimeColumn) -> tuple[np.ndarray, np.
         errors="coerce",
     )
     distinct = np.asarray(moments.to_numpy(dtype="datetime64[ms]")).astype(np.int64)
-    wrong = np.asarray(moments.isna())
+    # Pandas reads `now` and `today` as the moment of the job.
+    words = pc.match_substring_regex(coded.dictionary, r"(?i)^\s*(now|today)\s*\z")
+    wrong = np.asarray(moments.isna()) | words.to_numpy(zero_copy_only=False)
     distinct = np.where(wrong, 0, distinct)
     codes = coded.indices.to_numpy()
     if not len(distinct):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from infra.progress import Progress
 from infra.quiet import hushed, load_tensorflow
-from recsys.artifacts import MANIFEST, read_json, write_json, write_text
+from recsys.artifacts import LEARNED, MANIFEST, read_json, write_json, write_text
 from recsys.spec import Spec, dumps, fingerprint, fingerprints
 
 STATE = "stages.json"
@@ -94,7 +95,7 @@ def run_all(
     features, models = output / "features", output / "models"
     run = output / "runs" / keys["train"]
 
-    if stages.stale("features", keys["features"], features / MANIFEST, prints["features"]):
+    if stages.stale("features", keys["features"], features / MANIFEST):
         made = make_features(spec, input, features)
         stages.done("features", keys["features"], made)
         for warning in made.get("warnings", []):
@@ -140,15 +141,15 @@ class _Stages:
         self._state: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         self.skipped: list[str] = []
 
-    def stale(self, stage: str, key: str, output: Path, made: str | None = None) -> bool:
+    def stale(self, stage: str, key: str, output: Path) -> bool:
         """Whether the stage must run; says so either way.
 
-        With `made`, the output is a manifest, and must have this fingerprint of the stage: another
-        command may have written there.
+        Features must be those that the stage made: another command may have written there.
         """
-        fresh = self._state.get(stage, {}).get("key") == key and output.exists()
-        if fresh and made is not None:
-            fresh = read_json(output).get("fingerprints", {}).get(stage) == made
+        state = self._state.get(stage, {})
+        fresh = state.get("key") == key and output.exists()
+        if fresh and stage == "features":
+            fresh = _made(read_json(output)) == state.get("made")
         if fresh:
             self.skipped.append(stage)
         self._say(f"[bold]{stage}[/bold]" + (": unchanged, skipped" if fresh else ""))
@@ -157,11 +158,18 @@ class _Stages:
     def done(self, stage: str, key: str, result: Any = None) -> None:
         """Record that the stage was built from these inputs."""
         self._state[stage] = {"key": key, "result": result if stage == "publish" else None}
+        if stage == "features":
+            self._state[stage]["made"] = _made(result)
         write_json(self._path, self._state)
 
     def result(self, stage: str) -> Any:
         """What a skipped stage answered."""
         return self._state[stage]["result"]
+
+
+def _made(manifest: dict[str, Any]) -> list[Any]:
+    """What tells features from others that were built from the same spec."""
+    return [manifest.get("created"), manifest.get("fingerprints"), manifest.get(LEARNED)]
 
 
 def _listing(spec: Spec, folder: Path) -> list[Any]:
@@ -173,6 +181,6 @@ def _listing(spec: Spec, folder: Path) -> list[Any]:
         Path(file.path) for source in plan_of(spec).sources for file in resolve(folder, source)
     }
     return [
-        (str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns)
+        (os.path.relpath(path, folder), path.stat().st_size, path.stat().st_mtime_ns)
         for path in sorted(paths)
     ]

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -74,7 +75,8 @@ def write_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
 def put_in_place(aside: Path, path: Path) -> None:
     """Rename a finished folder to `path`; what stood there goes only when the new one stands."""
     if path.exists():
-        old = path.with_name(f".{path.name}.old-{os.getpid()}")
+        # A name that no earlier process took that was killed before it could clean up.
+        old = path.with_name(f".{path.name}.old-{uuid.uuid4().hex[:8]}")
         os.rename(path, old)
         os.rename(aside, path)
         shutil.rmtree(old, ignore_errors=True)

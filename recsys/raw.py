@@ -1,10 +1,10 @@
 """Raw values made canonical, by the same code in the feature job and in the service.
 
 Text columns become strings: missing is '', whole numbers lose their `.0`, true and false
-become 1 and 0, lists are joined by commas. Text that says such a number or word becomes the same,
-since CSV has nothing but text: `7.0` in a log is the 7 of a request. Number columns become
-float32: missing is NaN, and so are texts that other programs write for it, such as `NA` and `?`.
-A value that fits neither is marked bad, for the caller to name (a dead letter, a 422).
+become 1 and 0, lists are joined by their separator. Text that says such a number or word becomes
+the same, since CSV has nothing but text: `7.0` in a log is the 7 of a request. Number columns
+become float32: missing is NaN, and so are texts that other programs write for it, such as `NA` and
+`?`. A value that fits neither is marked bad, for the caller to name (a dead letter, a 422).
 """
 
 from __future__ import annotations
@@ -38,12 +38,16 @@ EXACT = 2**53
 """Below it, each whole number is a double of its own."""
 
 
-def canonical(values: pa.Array | pa.ChunkedArray, column: RawColumn) -> tuple[pa.Array, np.ndarray]:
+def canonical(
+    values: pa.Array | pa.ChunkedArray, column: RawColumn, separator: str | None = None
+) -> tuple[pa.Array, np.ndarray]:
     """Values of one raw column in canonical form, and which of them are bad.
 
     Args:
         values: [rows], of any Arrow type.
         column: The raw column that they belong to.
+        separator: Between the parts of a text, where the column holds lists; each part is then
+            made canonical. Arrow's own lists are joined by it, or by a comma.
 
     Returns:
         An array of `string` or `float32` without nulls, [rows], and a bool array [rows] that
@@ -62,7 +66,7 @@ def canonical(values: pa.Array | pa.ChunkedArray, column: RawColumn) -> tuple[pa
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     try:
-        return _text(values) if column.dtype == "string" else _number(values)
+        return _text(values, separator) if column.dtype == "string" else _number(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
         # A type that Arrow makes no text or number of: what is there does not fit.
         missing = pa.scalar(column.default, getattr(pa, column.dtype)())
@@ -98,7 +102,7 @@ def _present(values: pa.Array) -> np.ndarray:
     return values.is_valid().to_numpy(zero_copy_only=False)
 
 
-def _text(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
+def _text(values: pa.Array, separator: str | None = None) -> tuple[pa.Array, np.ndarray]:
     kind = values.type
     bad = _good(values)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
@@ -109,7 +113,7 @@ def _text(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
         lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         lists = pa.ListArray.from_arrays(pa.array(offsets), text)
-        return pc.binary_join(lists, LIST_SEPARATOR).cast(pa.string()), bad
+        return pc.binary_join(lists, separator or LIST_SEPARATOR).cast(pa.string()), bad
     if pa.types.is_null(kind):
         return pa.array([""] * len(values), pa.string()), bad
     if pa.types.is_boolean(kind):
@@ -141,8 +145,8 @@ def _text(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
             except UnicodeDecodeError:
                 text.append("")
                 bad[row] = True
-        return _alike(pa.array(text, pa.string())), bad
-    return _alike(pc.fill_null(values.cast(pa.string()), "")), bad
+        return _alike(pa.array(text, pa.string()), separator), bad
+    return _alike(pc.fill_null(values.cast(pa.string()), ""), separator), bad
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
@@ -160,8 +164,15 @@ def _is_text(kind: pa.DataType) -> bool:
     )
 
 
-def _alike(text: pa.Array) -> pa.Array:
+def _alike(text: pa.Array, separator: str | None = None) -> pa.Array:
     """Text in which whole numbers and truth values are as those of other types."""
+    if separator is not None:
+        lists = pc.split_pattern(text, separator)
+        parts = lists.flatten()
+        alike = _alike(parts)
+        if alike is parts:
+            return text
+        return pc.binary_join(pa.ListArray.from_arrays(lists.offsets, alike), separator)
     if len(text) <= _FEW:
         if not any(map(_WRITTEN.match, text.to_pylist())):
             return text
@@ -208,12 +219,15 @@ def _number(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
 
 def _parse(text: str) -> float | None:
     try:
-        return float(text) if text else float("nan")
+        # Python reads 1_000 as a number; no log means one by it.
+        return None if "_" in text else float(text) if text else float("nan")
     except ValueError:
         return None
 
 
-def canonical_values(values: list[Any], column: RawColumn) -> tuple[np.ndarray, np.ndarray]:
+def canonical_values(
+    values: list[Any], column: RawColumn, separator: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """As `canonical`, from Python values as JSON gives them (mixed types allowed).
 
     Returns:
@@ -225,10 +239,10 @@ def canonical_values(values: list[Any], column: RawColumn) -> tuple[np.ndarray, 
     if len({type(value) for value in values if value is not None}) <= 1:
         array = _array(values)
         if array is not None:
-            result, bad = canonical(array, column)
+            result, bad = canonical(array, column, separator)
             return _to_numpy(result, column), bad
     pieces = [
-        canonical_values([value], column) if _array([value]) is not None else None
+        canonical_values([value], column, separator) if _array([value]) is not None else None
         for value in values
     ]
     flat = [column.default if piece is None else piece[0][0] for piece in pieces]

@@ -40,7 +40,13 @@ SCORE = "score"
 
 USER_KEY = "key:user"
 REQUEST_KEY = "key:request"
-TIME = "time"
+TIME = "key:time"
+OWNER_KEY = "key:owner"
+"""Column of the serving tables with the id of a row's user or item, as no raw column is named."""
+COUNTED = "key:value"
+"""Column of the serving tables of counters with the number."""
+RESERVED = "key:"
+"""What no raw column's name begins with."""
 
 
 def label_column(task: str) -> str:
@@ -145,6 +151,17 @@ def raw_columns(spec: Spec) -> tuple[RawColumn, ...]:
         if known is None or (known.dtype != column.dtype and column.dtype == "string"):
             columns[column.name] = column
     return tuple(columns.values())
+
+
+def separators(spec: Spec) -> dict[str, str]:
+    """The raw columns that hold lists, each with the text between the parts."""
+    lists: dict[str, str] = {}
+    for feature in spec.features:
+        if feature.encode.kind == "history":
+            lists[feature.name] = LIST_SEPARATOR
+        elif feature.is_list:
+            lists.setdefault(feature.raw, feature.separator or LIST_SEPARATOR)
+    return lists
 
 
 def model_inputs(spec: Spec) -> tuple[ModelInput, ...]:

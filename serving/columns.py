@@ -8,20 +8,9 @@ from typing import Any
 import numpy as np
 
 from recsys.raw import canonical_values
-from recsys.schema import LIST_SEPARATOR, RawColumn, raw_columns
+from recsys.schema import RawColumn, raw_columns
 from recsys.spec import Spec
 from recsys.spec.records import Counter
-
-
-def separators(spec: Spec) -> dict[str, str]:
-    """The raw columns that take a JSON list, each with the text that joins its parts."""
-    lists: dict[str, str] = {}
-    for feature in spec.features:
-        if feature.encode.kind == "history":
-            lists[feature.name] = LIST_SEPARATOR
-        elif feature.is_list:
-            lists.setdefault(feature.raw, feature.separator or LIST_SEPARATOR)
-    return lists
 
 
 def canonical_column(
@@ -54,7 +43,7 @@ def canonical_column(
     for kind, rows in groups.items():
         found = [values[row] for row in rows]
         if kind is not list:
-            result[rows], bad[rows] = canonical_values(found, column)
+            result[rows], bad[rows] = canonical_values(found, column, separator)
         elif separator is None or column.dtype != "string":
             bad[rows] = True
         else:

@@ -28,10 +28,10 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from recsys.raw import canonical_key
-from recsys.schema import RawColumn, output_names, raw_columns, value_names
+from recsys.schema import RawColumn, output_names, raw_columns, separators, value_names
 from recsys.spec import Spec
 from serving.body import parse_json
-from serving.columns import canonical_column, context_only, id_columns, separators
+from serving.columns import canonical_column, context_only, id_columns
 from serving.faults import BodyFault, RequestError
 
 Given = dict[str, tuple[np.ndarray, np.ndarray]]

@@ -15,12 +15,9 @@ import pyarrow.parquet as pq
 from recsys.artifacts import MANIFEST, read_manifest
 from recsys.errors import UserError
 from recsys.raw import canonical
-from recsys.schema import RawColumn, raw_columns
+from recsys.schema import COUNTED, OWNER_KEY, RawColumn, raw_columns
 from recsys.spec import Spec, load
 from recsys.spec.records import Counter
-
-KEY = "key"
-VALUE = "value"
 
 
 @dataclass(frozen=True)
@@ -139,12 +136,12 @@ class LocalStore:
         path = self.folder / "tables" / f"counter-{name}.parquet"
         table = read_table(path)
         facts = (self.manifest.get("counters") or {}).get(name) or {}
-        _require(table, [*encode.by, VALUE], path)
+        _require(table, [*encode.by, COUNTED], path)
         keys = [
             _canonical(table, column, RawColumn(column, "string", "item"), path).to_pylist()
             for column in encode.by
         ]
-        values = _canonical(table, VALUE, RawColumn(VALUE, "float32", "item"), path).to_pylist()
+        values = _canonical(table, COUNTED, RawColumn(COUNTED, "float32", "item"), path).to_pylist()
         default = facts.get("default")
         return _Counter(
             dict(zip(zip(*keys, strict=True), values, strict=True)),
@@ -186,8 +183,8 @@ def _load_table(path: Path, owner: str, spec: Spec) -> _Table:
         for column in raw_columns(spec)
         if column.owner == owner and column.computed != "counter"
     ]
-    _require(table, [KEY, *(column.name for column in columns)], path)
-    keys = _canonical(table, KEY, RawColumn(KEY, "string", "item"), path).to_pylist()
+    _require(table, [OWNER_KEY, *(column.name for column in columns)], path)
+    keys = _canonical(table, OWNER_KEY, RawColumn(OWNER_KEY, "string", "item"), path).to_pylist()
     rows = {key: row for row, key in enumerate(keys) if key}
     return _Table(
         rows,
@@ -227,5 +224,5 @@ def _texts(values: np.ndarray) -> list[Any]:
     if values.dtype == object:
         return values.tolist()
     return pc.fill_null(
-        canonical(pa.array(values), RawColumn(VALUE, "string", "item"))[0], ""
+        canonical(pa.array(values), RawColumn(COUNTED, "string", "item"))[0], ""
     ).to_pylist()

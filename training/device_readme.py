@@ -23,9 +23,9 @@ matters: set tensors by name.
 
 - `text`: a string. Missing is `""`. A whole number is written without `.0` (`7`, not `7.0`), true
   and false are `1` and `0`, other numbers are written as short as they can be read back, and the
-  parts of a list are joined by `,`. Text that reads `7.0`, `True`, `true` or `TRUE` (and so on for
-  false) is `7`, `1` and `0` too. Nothing is trimmed or folded: `"A"`, `"a"` and `" a"` are three
-  values.
+  parts of a list, each written so, are joined by its `separator`. Text that reads `7.0`, `True`,
+  `true` or `TRUE` (and so on for false) is `7`, `1` and `0` too. Nothing is trimmed or folded:
+  `"A"`, `"a"` and `" a"` are three values.
 - `number`: a 32-bit float. Missing is NaN; infinity is missing.
 - Where `raw.number` is given, the raw value is text that is read as a number: if the whole of it
   matches that regular expression, it is the nearest 32-bit float, and else it is missing.

@@ -127,7 +127,7 @@ def _input(
                 "separator": LIST_SEPARATOR
                 if isinstance(encode, History)
                 else feature.separator or LIST_SEPARATOR,
-                "strip": WHITESPACE,
+                "strip": "" if isinstance(encode, History) else WHITESPACE,
                 "max_length": item.length,
                 "padding": PADDING,
             }

@@ -35,7 +35,7 @@ from rich.table import Table
 
 import recsys  # noqa: F401  (Keras switch first)
 from recsys.artifacts import read_manifest, write_folder, write_manifest
-from recsys.schema import RawColumn, output_names, raw_columns
+from recsys.schema import OWNER_KEY, RawColumn, output_names, raw_columns
 from recsys.spec import Spec, dumps, fingerprints, load
 from serving.example import example_request
 from serving.store import LocalStore
@@ -51,7 +51,7 @@ def stand_in(spec: Spec, folder: Path, users: int = 1000, items: int = 10_000) -
     with write_folder(folder / "features") as aside:
         (aside / "tables").mkdir()
         for owner, rows in (("user", users), ("item", items)):
-            table: dict[str, Any] = {"key": [f"{row}" for row in range(rows)]}
+            table: dict[str, Any] = {OWNER_KEY: [f"{row}" for row in range(rows)]}
             for column in columns:
                 if column.owner == owner and column.dtype == "float32":
                     table[column.name] = rng.random(rows).astype(np.float32)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from recsys.spec.names import is_argument
-from recsys.spec.records import ActionLabel, FractionSplit, Spec
+from recsys.spec.records import ActionLabel, Feature, FractionSplit, Spec
 
 Finding = tuple[tuple[str | int, ...], str, str]
 """Place, message, and the name that the place refers to (or '')."""
@@ -43,14 +43,17 @@ def _names(spec: Spec) -> Iterator[Finding]:
 
 
 def _features(spec: Spec) -> Iterator[Finding]:
-    from recsys.schema import encoding_of  # it imports this package itself
+    from recsys.schema import RESERVED, encoding_of  # it imports this package itself
 
+    yield from _columns(spec)
     widths: dict[str, tuple[str, int | None]] = {}
     first: dict[str, tuple[str, dict[str, Any]]] = {}
     for feature in spec.features:
         place = ("features", feature.name)
         kind = feature.encode.kind
         encode = encoding_of(feature)
+        if feature.raw.startswith(RESERVED):
+            yield (*place, "column"), f"names that begin with {RESERVED!r} are the job's own", ""
         has_table = encode.kind in ("vocabulary", "hash", "quantiles")
         for field in ("table", "dim") if not has_table else ():
             if getattr(feature, field):
@@ -87,6 +90,43 @@ def _features(spec: Spec) -> Iterator[Finding]:
             )
 
 
+def _columns(spec: Spec) -> Iterator[Finding]:
+    """One name is one raw column, wherever it is read: in the job, the graph and requests."""
+    computed = {f.name: f.encode.kind for f in spec.features if _is_computed(f)}
+    owners: dict[str, tuple[str, str]] = {}
+    for feature in spec.features:
+        if _is_computed(feature):
+            continue
+        place = ("features", feature.name, "column")
+        if feature.raw in computed:
+            yield (
+                place,
+                f"column {feature.raw!r} has the name of a {computed[feature.raw]}; "
+                f"rename the {computed[feature.raw]}",
+                "",
+            )
+        first, owner = owners.setdefault(feature.raw, (feature.name, feature.owner))
+        if owner != feature.owner:
+            yield (
+                place,
+                f"{first!r} reads a column {feature.raw!r} of the {owner}, and {feature.name!r} "
+                f"one of the {feature.owner}: one name is one column. Rename one in its file",
+                "",
+            )
+    for feature in spec.features:
+        for name in feature.encode.by if feature.encode.kind == "counter" else ():
+            if name in computed:
+                yield (
+                    ("features", feature.name, "encode", "by"),
+                    f"{name!r} is a {computed[name]}; count by columns of the logs or tables",
+                    "",
+                )
+
+
+def _is_computed(feature: Feature) -> bool:
+    return feature.encode.kind in ("counter", "history")
+
+
 def _histories(spec: Spec) -> Iterator[Finding]:
     items = [
         f.name
@@ -113,7 +153,7 @@ def _histories(spec: Spec) -> Iterator[Finding]:
                     feature.encode.action,
                 )
         if feature.encode.kind == "counter":
-            needs = feature.encode.statistic != "impressions"
+            needs = feature.encode.statistic != "impressions" or feature.encode.task is not None
             if needs and feature.encode.task not in tasks:
                 yield (
                     (*place, "task"),
@@ -225,6 +265,8 @@ def _data(spec: Spec) -> Iterator[Finding]:
         if data.time is None:
             yield ("data", "actions"), "attribution windows need data.time", ""
     for name, log in data.actions.items():
+        if name in ("impressions", "user table", "item table"):
+            yield ("data", "actions", name), f"{name!r} is another log; choose another name", ""
         if log.time is None:
             yield ("data", "actions", name), "attribution windows need the log's time column", ""
 

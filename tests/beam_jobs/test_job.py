@@ -176,7 +176,7 @@ def examples(folder):
     tables = [
         read_split(folder, split).assign(split=split) for split in ("train", "validation", "test")
     ]
-    return pd.concat(tables).set_index("time").sort_index()
+    return pd.concat(tables).set_index("key:time").sort_index()
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +252,7 @@ def test_columns_are_the_schemas(spec, folder):
     assert table.schema.field("price_bins").type == pa.list_(pa.float32(), 4)
     assert table.schema.field("user").type == pa.int32()
     assert table.schema.field("label:buy").type == pa.float32()
-    assert table.schema.field("time").type == pa.int64()
+    assert table.schema.field("key:time").type == pa.int64()
 
 
 def test_labels_follow_windows_and_funnel(examples, naive):
@@ -381,13 +381,13 @@ def test_counters_know_the_days_before_only(examples, naive):
 
 
 def test_serving_tables_hold_the_end_of_all_data(folder, naive, world):
-    users = pq.read_table(folder / "tables" / "user.parquet").to_pandas().set_index("key")
+    users = pq.read_table(folder / "tables" / "user.parquet").to_pandas().set_index("key:owner")
     assert sorted(users.index) == sorted([*world.users["uid"], "ghost"])
     last = naive[naive["user"] == "u3"]
     assert users.loc["u3", "seen"] == ",".join(last["item"].tolist()[::-1][:3])
     assert users.loc["u3", "user"] == "u3" and users.loc["u1", "likes"] == "y|q"
     assert np.isnan(users.loc["ghost", "empty"]) and users.loc["ghost", "likes"] == ""
-    items = pq.read_table(folder / "tables" / "item.parquet").to_pandas().set_index("key")
+    items = pq.read_table(folder / "tables" / "item.parquet").to_pandas().set_index("key:owner")
     assert sorted(items.index) == sorted(world.items["item"])
     assert items.loc["p0", "price"] == 1.5 and items.loc["p0", "tags"] == "x|y|z"
     assert np.isnan(items.loc["p1", "price"])
@@ -397,12 +397,12 @@ def test_counter_tables_hold_the_end_of_all_data(folder, naive):
     manifest = read_manifest(folder, "features")
     table = pq.read_table(folder / "tables" / "counter-item_rate.parquet").to_pandas()
     overall = naive["buy"].mean()
-    for item, value in table[["item", "value"]].to_numpy():
+    for item, value in table[["item", "key:value"]].to_numpy():
         mine = naive[naive["item"] == item]
         assert value == pytest.approx((mine["buy"].sum() + 5 * overall) / (len(mine) + 5))
     assert manifest["counters"]["item_rate"]["default"] == pytest.approx(overall)
     pairs = pq.read_table(folder / "tables" / "counter-pair.parquet").to_pandas()
-    assert pairs["value"].sum() == len(naive)
+    assert pairs["key:value"].sum() == len(naive)
     assert manifest["counters"]["pair"] == {
         "by": ["kind", "device"],
         "columns": ["kind", "device"],
@@ -469,7 +469,7 @@ def test_the_graph_needs_raw_columns_only_and_gives_the_examples(folder, spec, w
     items = world.items.set_index("item")
     users = world.users.set_index("uid")
     raw = {name: [] for name in output.raw_feature_spec()}
-    for time, user in test[["time", "key:user"]].to_numpy():
+    for time, user in test[["key:time", "key:user"]].to_numpy():
         row = naive.loc[time]
         for name in raw:
             if name in ("seen", "clicked"):

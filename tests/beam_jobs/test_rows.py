@@ -55,7 +55,7 @@ def shown(*rows):
             "key:user": list(users),
             "key:item": list(items),
             "key:impression": list(ids),
-            "time": pa.array(
+            "key:time": pa.array(
                 [d * DAY + h * 3_600_000 for d, h in zip(days, hours, strict=True)], pa.int64()
             ),
             "label:click": pa.array(clicked, pa.float32()),
@@ -70,7 +70,7 @@ def events(*rows):
         {
             "row": pa.array(range(len(rows)), pa.int64()),
             "key:impression": list(ids),
-            "time": pa.array(
+            "key:time": pa.array(
                 [d * DAY + h * 3_600_000 for d, h in zip(days, hours, strict=True)], pa.int64()
             ),
         }
@@ -87,7 +87,9 @@ def test_sample_spreads_over_all_rows():
     assert (np.diff(kept) == 1).sum() == 2000 - 40  # in runs of 50
     assert sources.Sample(7, 20).keeps(np.arange(7)).all()
     for total, most in ((10, 3), (101, 100), (999, 51), (1000, 149)):
-        assert 0 < sources.Sample(total, most).keeps(np.arange(total)).sum() <= most
+        kept = sources.Sample(total, most).keeps(np.arange(total)).nonzero()[0]
+        assert 0 < len(kept) <= most
+        assert len({*(kept * 3 // total).tolist()}) == 3  # each third has some
 
 
 def test_folders_globs_partitions_and_formats(plan, tmp_path):
@@ -324,6 +326,21 @@ def test_duplicates_and_contradictions():
     assert deduplicate(table, "impressions", None).rows["row"].to_pylist() == [0, 2]
 
 
+def test_what_nothing_reads_tells_rows_apart_unless_their_time_does():
+    table = pa.table(
+        {
+            "row": [0, 1, 2],
+            "key:user": ["u", "u", "u"],
+            "rest": pa.array([7, 8, 7], pa.uint64()),
+        }
+    )
+    kept = deduplicate(table, "impressions", None).rows
+    assert kept["row"].to_pylist() == [0, 1] and "rest" not in kept.column_names
+    for time, expected in ((5 * DAY, [0, 1]), (5 * DAY + 1, [0])):
+        timed = table.append_column("key:time", pa.array([time] * 3, pa.int64()))
+        assert deduplicate(timed, "impressions", None).rows["row"].to_pylist() == expected
+
+
 def test_windows_are_inclusive_and_the_funnel_is_repaired(plan):
     rows = shown(
         ("a", "u", "p", 1, 0, 1),
@@ -375,13 +392,63 @@ def test_histories_by_hand(plan, labelled):
     assert bought.rows.to_pylist() == ["", "", "", "p3", "p2,p3", ""]
 
 
-def test_histories_count_days_as_the_split_does(plan, labelled):
-    # Local days that begin six hours before UTC's: all of it one day later, nothing else changed.
-    local = pa.array(labelled["day"].to_numpy() + 1)
-    moved = labelled.set_column(labelled.column_names.index("day"), "day", local)
-    for name in ("seen", "bought"):
-        feature = plan.spec.feature(name)
-        assert histories(moved, feature, plan).rows == histories(labelled, feature, plan).rows
+LOCAL = SPEC.replace("split: {", "split: {column: {column: day}, ")
+HOUR = 3_600_000
+
+
+def local_rows(ahead_hours):
+    """What `u` is shown around a local midnight; `w` is shown around many, at each quarter hour."""
+    places = [("a", "u", "p1", 10 * 24 + 23.5, 1), ("b", "u", "p2", 11 * 24 + 0.25, 0)]
+    places += [("c", "u", "p2", 11 * 24 + 22, 0), ("d", "u", "p2", 12 * 24 + 9, 0)]
+    places += [(f"w{n}", "w", "p9", 8 * 24 + n / 4, 0) for n in range(96 * 2)]
+    rows = shown(*((name, user, item, 0, 0, clicked) for name, user, item, _, clicked in places))
+    hours = np.array([place[3] for place in places])
+    time = ((hours - ahead_hours) * HOUR).astype(np.int64)
+    rows = rows.set_column(rows.column_names.index("key:time"), "key:time", pa.array(time))
+    return rows.append_column("day", pa.array(np.floor(hours / 24).astype(np.int32)))
+
+
+@pytest.mark.parametrize("ahead_hours", [8, -3.5, 0, 12.75])
+def test_an_action_is_known_on_its_local_day(ahead_hours):
+    plan = plan_of(loads(LOCAL))
+    rows = local_rows(ahead_hours)
+    # Shown half an hour before midnight, and bought 70 minutes later.
+    bought = pa.table(
+        {
+            "row": pa.array([0], pa.int64()),
+            "key:impression": ["a"],
+            "key:time": pa.array([rows["key:time"][0].as_py() + 70 * 60_000], pa.int64()),
+        }
+    )
+    joined = attribute(rows, {"buy": bought}, plan).rows
+    assert joined["label:buy"].to_pylist()[:4] == [1, 0, 0, 0]
+    found = histories(joined, plan.spec.feature("bought"), plan).rows.to_pylist()
+    # On the 11th it is not known yet, neither before nor after it was done; on the 12th it is.
+    assert found[:4] == ["", "", "", "p1"]
+    # What was seen on the 10th was known at once, and so on the 11th.
+    assert histories(joined, plan.spec.feature("seen"), plan).rows.to_pylist()[1] == "p1"
+
+
+def test_where_clocks_change_an_action_of_the_next_hours_is_of_the_next_day():
+    plan = plan_of(loads(LOCAL))
+    winter, summer = local_rows(1), local_rows(2)
+    later = np.array(summer["day"].to_numpy() + 180, np.int32)
+    time = summer["key:time"].to_numpy() + 180 * DAY
+    summer = summer.set_column(summer.column_names.index("day"), "day", pa.array(later))
+    summer = summer.set_column(summer.column_names.index("key:time"), "key:time", pa.array(time))
+    names = pa.array([f"s{name}" for name in summer["key:impression"].to_pylist()])
+    at = summer.column_names.index("key:impression")
+    rows = pa.concat_tables([winter, summer.set_column(at, "key:impression", names)])
+    bought = pa.table(
+        {
+            "row": pa.array([0], pa.int64()),
+            "key:impression": ["a"],
+            "key:time": pa.array([winter["key:time"][0].as_py() + 70 * 60_000], pa.int64()),
+        }
+    )
+    joined = attribute(rows, {"buy": bought}, plan).rows
+    found = histories(joined, plan.spec.feature("bought"), plan).rows.to_pylist()
+    assert found[:4] == ["", "", "", "p1"]
 
 
 def count_past(plan, shards):
@@ -408,7 +475,7 @@ def test_counters_by_hand(plan, labelled):
     assert values[2:4] == [0.0, pytest.approx((0 + 2 * 1 / 3) / (0 + 2))]
     # Day 4: four shown, two bought; p1 shown once and not bought.
     assert values[4:] == [pytest.approx((0 + 2 * 2 / 4) / (1 + 2))] * 2
-    end = dict(zip(final["item"].to_pylist(), final["value"].to_pylist(), strict=True))
+    end = dict(zip(final["item"].to_pylist(), final["key:value"].to_pylist(), strict=True))
     assert end["p1"] == pytest.approx((0 + 2 * 2 / 6) / (3 + 2))
     assert end["p2"] == pytest.approx((1 + 2 * 2 / 6) / (1 + 2))
 

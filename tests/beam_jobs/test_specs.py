@@ -81,7 +81,7 @@ def test_labels_may_be_blank_where_the_click_did_not_happen(rows, tmp_path):
 
 def test_columns_without_request_and_time(table):
     columns = set(read(table[0] / "features", "train").columns)
-    assert set(example_columns(loads(TABLE))) - columns == {"key:request", "time"}
+    assert set(example_columns(loads(TABLE))) - columns == {"key:request", "key:time"}
 
 
 def test_a_regression_is_zero_where_what_it_follows_did_not_happen(table, rows):
@@ -98,7 +98,7 @@ def test_a_column_may_be_text_and_number(table, rows):
 
 def test_without_tables_the_newest_values_serve(table, rows):
     items = pq.read_table(table[0] / "features" / "tables" / "item.parquet").to_pandas()
-    assert items.columns.tolist() == ["key", "colour", "size"]
+    assert items.columns.tolist() == ["key:owner", "colour", "size"]
     last = rows.drop_duplicates("item", keep="last").set_index("item")
     for key, colour, size in items.to_numpy():
         assert (colour, float(size)) == (last["colour"][int(key)], last["size"][int(key)])
@@ -164,7 +164,9 @@ def test_joined_rows_do_not_depend_on_shards(tmp_path, monkeypatch):
     found = []
     for shards in (1, 5):
         monkeypatch.setattr(job, "FEWEST_SHARDS", shards)
-        made = job._Job(spec, tmp_path / "world", tmp_path / str(shards), [], None)
+        made = job._Job(
+            spec, tmp_path / "world", tmp_path / "out", tmp_path / str(shards), [], None
+        )
         reads, number = made._look()
         assert number == shards
         made._join(reads, number)

@@ -143,7 +143,7 @@ def test_the_same_rows_get_the_same_probabilities_everywhere(
     # examples carry no item id, so predictions are compared request by request, sorted.
     written = pq.read_table(Path(result["features"]) / "examples" / "test").to_pandas()
     keys = frame["user_id"] + "|" + frame["time"].astype(str)
-    written["key"] = written["key:user"] + "|" + written["time"].astype(str)
+    written["key"] = written["key:user"] + "|" + written["key:time"].astype(str)
     matched = written[written["key"].isin(set(keys))]
     assert sorted(matched["key"]) == sorted(keys)
     by_job = model.signatures["numeric"](

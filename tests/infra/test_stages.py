@@ -49,12 +49,15 @@ def test_what_the_spec_reads_counts_and_nothing_beside_it(tmp_path: Path) -> Non
 
 def test_features_that_another_command_replaced_are_built_again(tmp_path: Path) -> None:
     manifest = tmp_path / "manifest.json"
-    manifest.write_text(json.dumps({"fingerprints": {"features": "ours"}}))
-    _Stages(tmp_path / "stages.json", print).done("features", "key")
+    ours = {"fingerprints": {"features": "a"}, "learned": "b", "created": "2026-01-01"}
+    manifest.write_text(json.dumps(ours))
+    _Stages(tmp_path / "stages.json", print).done("features", "key", ours)
     stages = _Stages(tmp_path / "stages.json", print)
-    assert not stages.stale("features", "key", manifest, "ours")
-    manifest.write_text(json.dumps({"fingerprints": {"features": "theirs"}}))
-    assert stages.stale("features", "key", manifest, "ours")
+    assert not stages.stale("features", "key", manifest)
+    # Of another spec; of the same spec and other logs.
+    for change in ({"fingerprints": {"features": "c"}}, {"learned": "c"}):
+        manifest.write_text(json.dumps(ours | change))
+        assert stages.stale("features", "key", manifest)
     assert stages.skipped == ["features"]
 
 

@@ -49,14 +49,14 @@ serve: {max_candidates: 300, max_body_bytes: 100000, deadline_ms: 30000}
 """
 
 USERS = {
-    "key": ["u1", "u2"],
+    "key:owner": ["u1", "u2"],
     "user_id": ["u1", "u2"],
     "country": ["de", "usa"],
     "activity": [1.0, None],
     "seen": ["i1,i2", ""],
 }
 ITEMS = {
-    "key": ["i1", "i2", "i3", "40"],
+    "key:owner": ["i1", "i2", "i3", "40"],
     "item_id": ["i1", "i2", "i3", "40"],
     "price": [5.0, 1.0, None, 1.0],
     "tags": ["a|b", "a", "", "a"],
@@ -65,7 +65,7 @@ COUNTER = {
     "item_id": ["i1", "i2", "i2"],
     "device": ["tv", "tv", "tv"],
     "shelf": ["", "", "top"],
-    "value": [2.0, 0.0, 7.0],
+    "key:value": [2.0, 0.0, 7.0],
 }
 COUNTER_DEFAULT = 1.0
 

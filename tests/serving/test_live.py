@@ -183,12 +183,18 @@ def test_tables_built_anew_are_taken_up(
     features = write_features(tmp_path / "features", spec)
     live = Live(models, features, Metrics())
     assert live.current.store.size("user") == 2
-    user = {"key": ["u3"], "user_id": ["u3"], "country": ["fr"], "activity": [0.0], "seen": [""]}
+    user = {
+        "key:owner": ["u3"],
+        "user_id": ["u3"],
+        "country": ["fr"],
+        "activity": [0.0],
+        "seen": [""],
+    }
     write_features(features, spec, user=user)
     live.poll()
     assert live.current.store.lookup("user", ["u3"]).known.all()
     # Damaged ones are not, and the last good ones go on.
-    write_features(features, spec, user={"key": ["u4"]})
+    write_features(features, spec, user={"key:owner": ["u4"]})
     live.poll()
     assert live.current.store.lookup("user", ["u3"]).known.all()
 

@@ -125,6 +125,22 @@ def test_a_name_that_dangles_since_its_record_is_faulty_is_no_second_fault() -> 
          "features[price].encode", "share table 'item' must be encoded alike"),
         (("quantiles, buckets: 5}", "piecewise}, dim: 8"), "dim", "no embedding table"),
         (("quantiles, buckets: 5}", "counter, by: [item]}, column: x"), "column", "is computed"),
+        (("quantiles, buckets: 5}", "counter, by: [item], task: by, statistic: impressions}"),
+         "encode.task", "'by'"),
+        (("{name: hour, owner: context,", "{name: hour, owner: context, column: price,"),
+         "features[hour].column", "'price' of the item, and 'hour' one of the context"),
+        (("{name: hour, owner: context,", "{name: hour, owner: context, column: 'key:x',"),
+         "features[hour].column", "the job's own"),
+        (("- {name: hour, owner: context, encode: vocabulary}", "- {name: sold, owner: item, "
+          "encode: {kind: counter, by: [item], task: buy}}\n"
+          "- {name: hour, owner: context, column: sold, encode: vocabulary}"),
+         "features[hour].column", "has the name of a counter; rename the counter"),
+        (("- {name: hour, owner: context, encode: vocabulary}", "- {name: sold, owner: item, "
+          "encode: {kind: counter, by: [hour], task: buy}}\n"
+          "- {name: hour, owner: item, encode: {kind: counter, by: [item], task: buy}}"),
+         "features[sold].encode.by", "'hour' is a counter"),
+        (("  impressions: log.csv", "  actions: {impressions: {path: clicks, time: {column: ts}}}\n"
+          "  impressions: a.csv"), "actions[impressions]", "another log"),
         (("name: shop", "name: shop\nmodel: {interactions: [fm, fm]}"), "interactions", "2 times"),
         (("name: shop", "name: shop\nmodel: {shared: []}"), "shared", "at least 1 item"),
         (("name: shop", "name: shop\ntrain: {seed: -1}"), "seed", "greater than or equal to 0"),

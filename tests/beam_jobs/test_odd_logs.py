@@ -1,0 +1,270 @@
+"""Logs as they come: odd names, lists in Parquet, linked folders, lines of other encodings."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from beam_jobs import run_features, sources
+from beam_jobs.plan import REST, plan_of
+from beam_jobs.validate import validate
+from recsys.errors import UserError
+from recsys.spec import loads
+from serving.store import LocalStore
+
+SPEC = """
+name: songs
+data:
+  impressions: {path: log.csv}
+  tables: {item: {path: songs.parquet, key: song_id}}
+  keys: {user: user, item: song}
+  split: {validation: 0.2, test: 0.2, seed: 1}
+features:
+  - {name: user, owner: user, encode: vocabulary}
+  - {name: song_id, owner: item, encode: {kind: vocabulary, oov_buckets: 1}}
+  - {name: pitch, owner: item, column: key, encode: vocabulary}
+  - {name: genres, owner: item, encode: {kind: vocabulary, max_length: 3}, separator: "|"}
+  - {name: scores, owner: context, encode: {kind: vocabulary, max_length: 3}}
+  - {name: code, owner: context, encode: vocabulary}
+  - {name: code_number, owner: context, column: code, encode: {kind: numeric, scale: none}}
+tasks:
+  - {name: click, label: {column: clicked}}
+"""
+
+
+@pytest.fixture(scope="module")
+def songs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], pd.DataFrame]:
+    """A features folder, its manifest and its log; half of the shown songs have no row."""
+    folder = tmp_path_factory.mktemp("songs")
+    rng = np.random.default_rng(0)
+    n = 600
+    log = pd.DataFrame(
+        {
+            "shown": np.arange(n),  # nothing reads it
+            "user": rng.integers(0, 3, n),
+            "song": [f"s{k}" for k in rng.integers(0, 4, n)],
+            "scores": rng.choice(["7.0,8.0", "7", "True|x"], n),
+            "code": rng.choice(["1e39", "12", "a"], n),
+            "clicked": rng.integers(0, 2, n),
+        }
+    )
+    log.to_csv(folder / "log.csv", index=False)
+    pq.write_table(
+        pa.table(
+            {
+                "song_id": ["s0", "s1"],
+                "key": ["C", "D"],
+                "genres": [["rock, pop", "jazz"], ["7.0"]],
+            }
+        ),
+        folder / "songs.parquet",
+    )
+    return folder, run_features(loads(SPEC), folder, folder / "features"), log
+
+
+def vocabulary(folder: Path, name: str) -> list[str]:
+    assets = folder / "features" / "transform" / "transform_fn" / "assets"
+    return sorted((assets / f"vocabulary_{name}").read_text().splitlines())
+
+
+def examples(folder: Path) -> pd.DataFrame:
+    parts = ("train", "validation", "test")
+    return pd.concat(
+        [pq.read_table(folder / "features" / "examples" / p).to_pandas() for p in parts]
+    )
+
+
+def test_rows_that_differ_in_what_nothing_reads_are_no_duplicates(songs: Any) -> None:
+    _, manifest, log = songs
+    assert sum(manifest["rows"].values()) == len(log)
+    assert log.drop(columns="shown").duplicated().sum() > 100  # else this shows nothing
+
+
+def test_an_item_column_may_be_called_key(songs: Any) -> None:
+    folder, _, _ = songs
+    store = LocalStore(folder / "features")
+    found = store.lookup("item", ["s0", "s1", "C"])
+    assert found.known.tolist() == [True, True, False]
+    assert found.columns["key"].tolist() == ["C", "D", ""]
+
+
+def test_lists_are_joined_and_their_parts_made_canonical(songs: Any) -> None:
+    folder, _, _ = songs
+    assert vocabulary(folder, "genres") == ["7", "jazz", "rock, pop"]
+    assert vocabulary(folder, "scores") == ["7", "8", "True|x"]
+
+
+def test_the_id_of_an_item_that_the_table_lacks_is_no_missing_one(songs: Any) -> None:
+    folder, _, log = songs
+    assert vocabulary(folder, "song_id") == ["s0", "s1", "s2", "s3"]
+    assert (examples(folder)["song_id"] > 0).all()
+
+
+def test_a_text_beyond_all_numbers_is_no_number(songs: Any) -> None:
+    folder, _, log = songs
+    assert vocabulary(folder, "code") == ["12", "1e39", "a"]
+    numbers = examples(folder)["code_number"]
+    assert sorted(set(numbers)) == [0.0, 12.0]
+    assert (numbers == 12.0).sum() == (log["code"] == "12").sum()
+
+
+def test_what_was_learned_is_other_where_numbers_are(tmp_path: Path) -> None:
+    text = SPEC.replace("{kind: numeric, scale: none}", "{kind: quantiles, buckets: 4}")
+    text = text[: text.index("  - {name: scores")] + text[text.index("  - {name: code_number") :]
+    made = []
+    for times in (1, 1000):
+        folder = tmp_path / str(times)
+        folder.mkdir()
+        table = pd.DataFrame({"user": range(200), "song": "s", "code": np.arange(200.0) * times})
+        table.assign(clicked=[0, 1] * 100).to_csv(folder / "log.csv", index=False)
+        empty = {"song_id": pa.array([], pa.string()), "key": pa.array([], pa.string())}
+        pq.write_table(pa.table(empty | {"genres": empty["key"]}), folder / "songs.parquet")
+        made.append(run_features(loads(text), folder, folder / "features"))
+        assert not LocalStore(folder / "features").lookup("item", ["s"]).known.any()
+        assert made[-1]["warnings"] == ["the item table has no rows"]
+    assert made[0]["learned"] != made[1]["learned"]
+
+
+# ------------------------------------------------------------------------------------ reading
+
+
+def log_source(path: str = "log", **changed: Any) -> sources.Source:
+    source = replace(plan_of(loads(SPEC)).impressions, path=path, whole=False)
+    user = next(field for field in source.fields if field.target == "key:user")
+    return replace(source, **({"fields": (user,)} | changed))
+
+
+def read(
+    folder: Path, source: sources.Source, most: int | None = None
+) -> tuple[pa.Table, list[str]]:
+    files = sources.resolve(folder, source)
+    sources.check(files, source)
+    blocks, lines = [], []
+    for task in sources.tasks(files, source, most):
+        for block, ragged in sources.read(task):
+            blocks.append(block)
+            lines += ragged
+    return pa.concat_tables(blocks), lines
+
+
+def test_linked_folders_are_read_once_each(tmp_path: Path) -> None:
+    for name, where in (("a", "log/day=1"), ("b", "elsewhere")):
+        (tmp_path / where).mkdir(parents=True)
+        (tmp_path / where / "x.csv").write_text(f"user\n{name}\n")
+    (tmp_path / "log" / "day=2").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "log" / "day=1" / "up").symlink_to(tmp_path / "log")  # a circle
+    table, _ = read(tmp_path, log_source())
+    assert table["user"].to_pylist() == [b"a", b"b"]
+
+
+def test_names_of_folders_are_decoded(tmp_path: Path) -> None:
+    for city in ("New%20York", "__HIVE_DEFAULT_PARTITION__"):
+        (tmp_path / "log" / f"user={city}").mkdir(parents=True)
+        (tmp_path / "log" / f"user={city}" / "x.csv").write_text("song\ns\n")
+    table, _ = read(tmp_path, log_source())
+    assert table["user"].to_pylist() == ["New York", None]
+
+
+def test_a_path_may_lead_out_of_the_input(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out" / "user=u").mkdir(parents=True)
+    (tmp_path / "out" / "user=u" / "x.csv").write_text("song\ns\n")
+    for path in ("../out", "../out/*/*.csv", str(tmp_path / "out")):
+        assert read(tmp_path / "in", log_source(path))[0]["user"].to_pylist() == ["u"]
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_line_of_another_encoding_that_does_not_fit_is_one_bad_line(
+    tmp_path: Path, mark: str, packed: bool, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    monkeypatch.setattr(sources, "BYTES_PER_BLOCK", 64)  # rows before it are read already
+    good = [f"u{n},ü{n},é".encode() for n in range(20)]
+    lines = [*good[:9], b"short,\xe9", *good[9:12], b"u,\xe9,x", *good[12:], b"a,b,c,\xe9"]
+    content = b"\n".join([f"{mark}user,sóng,c".encode(), *lines, b""])
+    (tmp_path / "log").mkdir()
+    name, content = ("x.csv.gz", gzip.compress(content)) if packed else ("x.csv", content)
+    (tmp_path / "log" / name).write_bytes(content)
+    source = log_source()
+    song = replace(source.fields[0], target="key:item", column="sóng")
+    table, ragged = read(tmp_path, replace(source, fields=(*source.fields, song)))
+    expected = [f"u{n}".encode() for n in range(12)] + [b"u"]
+    assert table["user"].to_pylist() == expected + [f"u{n}".encode() for n in range(12, 20)]
+    songs = table["sóng"].to_pylist()
+    assert songs[0] == "ü0".encode() and songs[12] == b"\xe9" and songs[20] == "ü19".encode()
+    assert ragged == [
+        "2 fields in place of 3: short,é",
+        "4 fields in place of 3: a,b,c,é",
+    ]
+    assert table["row"].to_pylist() == list(range(21))
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_sample_has_as_many_bad_lines_as_rows(tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    lines = ["u,s" if n % 500 else "torn" for n in range(50_000)]
+    (tmp_path / "log" / "x.csv").write_text("\n".join(["user,song", *lines, ""]))
+    table, ragged = read(tmp_path, log_source(), 5000)
+    assert len(table) == pytest.approx(5000, abs=50) and 2 <= len(ragged) <= 20
+
+
+def test_columns_that_nothing_reads_are_hashed_alike_in_every_format(tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    table = pa.table(
+        {
+            "user": ["u", "u", "u", "u"],
+            "n": pa.array([1, 1, None, 2]),
+            "tags": [["a"], ["a"], ["a"], ["a"]],
+            "s": pa.array(["x", "x", "x", "x"]).dictionary_encode(),
+        }
+    )
+    pq.write_table(table, tmp_path / "log" / "x.parquet")
+    rest, _ = read(tmp_path, log_source(whole=True))
+    hashes = rest[REST].to_pylist()
+    assert hashes[0] == hashes[1] and len({*hashes}) == 3
+    assert rest.column_names == ["user", REST, "row"]
+
+
+def test_parquet_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    pq.write_table(
+        pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["user", "user"]),
+        tmp_path / "log" / "x.parquet",
+    )
+    with pytest.raises(UserError, match="'user' is there twice"):
+        read(tmp_path, log_source())
+
+
+def test_a_time_beyond_the_calendar_is_a_dead_letter() -> None:
+    text = SPEC.replace("  split:", "  time: {column: at}\n  split:")
+    source = plan_of(loads(text)).impressions
+    time = next(field for field in source.fields if field.target == "key:time")
+    block = pa.table(
+        {"at": pa.array([0, 10**18], pa.timestamp("us")), "row": pa.array([0, 1], pa.int64())}
+    )
+    checked = validate(block, [], replace(source, fields=(time,)))
+    assert len(checked.good) == 1
+    assert json.loads(checked.dead["row"][0].as_py()) == {"at": 10**18}
+    words = pa.table({"at": ["now", " Today", "2026-01-01"], "row": pa.array([0, 1, 2])})
+    assert validate(words, [], replace(source, fields=(time,))).good["row"].to_pylist() == [2]
+
+
+def test_an_output_within_the_logs_is_refused(tmp_path: Path) -> None:
+    text = SPEC.replace("path: log.csv", "path: .").replace(
+        "  tables: {item: {path: songs.parquet, key: song_id}}\n", ""
+    )
+    text = text[: text.index("  - {name: song_id")] + text[text.index("tasks:") :]
+    table = pd.DataFrame({"user": range(200), "song": "s", "clicked": [0, 1] * 100})
+    table.to_csv(tmp_path / "log.csv", index=False)
+    run_features(loads(text), tmp_path, tmp_path / "features")
+    with pytest.raises(UserError, match="output lies in a folder that is read for impressions"):
+        run_features(loads(text), tmp_path, tmp_path / "features")
