@@ -19,6 +19,7 @@ from beam_jobs.transform import adapter_config, arrow_type, preprocessing_fn
 from recsys.artifacts import RAW_FOLDER, RAW_SPLIT
 from recsys.raw import canonical
 from recsys.schema import (
+    WEIGHT,
     RawColumn,
     example_columns,
     label_column,
@@ -40,6 +41,8 @@ def passthrough_schema(plan: Plan) -> pa.Schema:
     fields.append((USER, text))
     if spec.data.keys.request:
         fields.append((REQUEST, text))
+    if spec.data.weight:
+        fields.append((WEIGHT, number))
     fields += [(slice_column(name), text) for name in spec.evaluate.slices]
     if spec.data.time:
         fields.append((TIME, whole))

@@ -193,6 +193,7 @@ class _Job:
             name: found.get("labels", {}) for name, found in splits.items()
         }
         judge.require_matches(labels, counts, self.plan)
+        warnings += judge.doubtful_duplicates(counts, self.plan)
         warnings += [
             f"no training row has the label {task!r}: there is nothing to learn of it"
             for task in judge.unlearnable(labels, self.spec)
@@ -251,7 +252,7 @@ class _Job:
             "labels": {name: split["labels"] for name, split in splits.items()},
             "time_range": {name: split["time_range"] for name, split in splits.items()},
             "counts": judge.tidy(found["counts"]),
-            "warnings": found["warnings"],
+            "warnings": found["warnings"] + _without_values(folder),
             "feature_tables": {
                 owner: {
                     "rows": pq.read_metadata(folder / "tables" / f"{owner}.parquet").num_rows,
@@ -311,6 +312,20 @@ def _learned(folder: Path, content: Mapping[str, Any]) -> str:
     numbers = _rounded(read_json(folder / "statistics.json")["train"])
     train = [content["rows"]["train"], labels, content["time_range"]["train"], numbers]
     return fingerprint([words, content["tables"], train])
+
+
+def _without_values(folder: Path) -> list[str]:
+    """What there is to say of vocabularies that hold nothing."""
+    from beam_jobs.vocabularies import NO_VALUE
+    from recsys.schema import vocabulary_name
+
+    assets = folder / "transform" / "transform_fn" / "assets"
+    return [
+        f"no value of table {path.name.removeprefix(vocabulary_name(''))!r} is in its vocabulary: "
+        "each is missing, rarer than min_count, or holds a line break"
+        for path in sorted(assets.glob(vocabulary_name("*")))
+        if path.read_bytes() == NO_VALUE + b"\n"
+    ]
 
 
 def _rounded(value: Any) -> Any:

@@ -16,6 +16,7 @@ from recsys.errors import UserError
 from recsys.spec.records import ActionLabel, Spec, TimeSplit
 
 _SHOWN = 3
+_MANY_DUPLICATES = 0.01
 _FEW_REQUESTS = 100
 """Requests up to which a split without rows is their fault, more likely than chance."""
 
@@ -62,6 +63,19 @@ def _advice(reasons: dict[str, int], source: str) -> Iterator[str]:
 
 def _short(text: str) -> str:
     return text if len(text) <= 160 else text[:157] + "..."
+
+
+def doubtful_duplicates(counts: dict[str, int], plan: Plan) -> list[str]:
+    """What there is to say of many equal rows, where nothing tells one impression from another."""
+    removed = counts.get("duplicates_removed", 0)
+    read = counts.get("read.impressions", 0)
+    if not plan.impressions.whole or removed <= _MANY_DUPLICATES * read:
+        return []
+    return [
+        f"{removed:,} of {read:,} impressions equal another in every column and were removed; "
+        "where they are impressions of their own, set data.duplicates: keep, or name their id "
+        "by data.keys.impression"
+    ]
 
 
 def require_rows(rows: dict[str, int], counts: dict[str, int], spec: Spec, joined: Path) -> None:

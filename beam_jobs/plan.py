@@ -6,6 +6,7 @@ Inside the job an impression is a row of an Arrow table with these columns:
 `row`              int64, where the row was read; orders rows when all else is equal
 `key:user` …       string keys: `key:user`, `key:item`, `key:request`, `key:impression`
 `key:time`         int64, milliseconds since the epoch, where the spec has `data.time`
+`key:weight`       float32, where the spec has `data.weight`
 `day`              int32, days since the epoch, by the split's column or by `key:time` in UTC
 `identity`         uint64, hash by which a fraction split divides
 `rest`             uint64, hash of the columns that nothing reads, where it tells rows apart
@@ -24,6 +25,7 @@ from recsys.schema import (
     REQUEST_KEY,
     TIME,
     USER_KEY,
+    WEIGHT,
     RawColumn,
     label_column,
     raw_columns,
@@ -36,9 +38,11 @@ USER, ITEM, REQUEST, IMPRESSION = USER_KEY, "key:item", REQUEST_KEY, "key:impres
 DAY = "day"
 IDENTITY = "identity"
 REST = "rest"
+PLACE = "key:row"
+"""Column of a block as it is read that becomes `row`, under a name that no log's column has."""
 TABLE_KEY = "key"
 
-FieldKind = Literal["text", "number", "key", "time", "day", "binary", "value"]
+FieldKind = Literal["text", "number", "key", "time", "day", "binary", "value", "weight"]
 Owner = Literal["user", "item"]
 OWNERS: tuple[Owner, Owner] = ("user", "item")
 
@@ -176,7 +180,7 @@ def _text_or_number(spec: Spec, column: RawColumn, source: str) -> Field:
 def _is_coarse(spec: Spec) -> bool:
     """Whether impressions may share user, item and time without being one and the same."""
     time = spec.data.time
-    if spec.data.keys.impression is not None:
+    if spec.data.keys.impression is not None or spec.data.duplicates == "keep":
         return False
     if time is None or (time.format is None and time.unit == "iso"):
         return True
@@ -199,6 +203,8 @@ def _impressions(spec: Spec, read: list[RawColumn], counters: tuple[Feature, ...
         fields.append(Field(IMPRESSION, keys.impression, "key"))
     if data.time:
         fields.append(Field(TIME, data.time.column, "time", data.time))
+    if data.weight:
+        fields.append(Field(WEIGHT, data.weight, "weight"))
     if isinstance(data.split, TimeSplit) and data.split.column:
         fields.append(Field(DAY, data.split.column.column, "day", data.split.column))
     for task in spec.tasks:

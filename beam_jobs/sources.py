@@ -24,7 +24,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from beam_jobs.partition import mixed, stable_hash
-from beam_jobs.plan import REST, ROW, Source
+from beam_jobs.plan import PLACE, REST, Source
 from recsys.errors import UserError
 
 PARQUET = (".parquet", ".pq")
@@ -304,9 +304,9 @@ def read(task: ReadTask) -> Iterator[tuple[pa.Table, list[str]]]:
     """The rows of a task in blocks, as stored, and the text of rows that have no columns to read.
 
     Yields:
-        A table of the source's columns, `row` (int64) and, of a source whose rows are told apart
-        by all of their columns, `rest` (uint64), a hash of the others; and the lines of a CSV
-        file that have too few or too many fields.
+        A table of the source's columns, `key:row` (int64) and, of a source whose rows are told
+        apart by all of their columns, `key:rest` (uint64), a hash of the others; and the lines
+        of a CSV file that have too few or too many fields.
 
     Raises:
         UserError: The file is damaged.
@@ -326,12 +326,12 @@ def read(task: ReadTask) -> Iterator[tuple[pa.Table, list[str]]]:
         for block in blocks:
             if rest:
                 hashed = pa.array(_hash_of(block.select(rest)))
-                block = block.drop_columns(rest).append_column(REST, hashed)
+                block = block.drop_columns(rest).append_column(f"key:{REST}", hashed)
             for name, value in task.file.partitions:
                 if name in task.source.columns:
                     block = block.append_column(name, pa.array([value] * len(block), pa.string()))
             numbers = np.arange(row, row + len(block), dtype=np.int64)
-            block = block.append_column(ROW, pa.array(numbers))
+            block = block.append_column(PLACE, pa.array(numbers))
             kept, lines = block, list(ragged)
             if task.sample is not None:
                 places = np.arange(offset, offset + len(block))

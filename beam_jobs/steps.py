@@ -163,7 +163,9 @@ class AttributeActions(beam.PTransform):
             yield from _aside(DEAD_LETTER.empty_table(), lost)
             return
         key = IMPRESSION if self.plan.spec.data.keys.impression else None
-        shown = deduplicate(gather(logs["impressions"]), "impressions", key)
+        shown = Joined(gather(logs["impressions"]))
+        if self.plan.spec.data.duplicates == "remove":
+            shown = deduplicate(shown.rows, "impressions", key)
         rows = shown.rows.append_column(IDENTITY, pa.array(identity(shown.rows)))
         events = {
             name: gather(logs[name]) if logs[name] else _no_events() for name in self.plan.actions

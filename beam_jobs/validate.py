@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from beam_jobs.plan import REST, ROW, Field, Source
+from beam_jobs.plan import PLACE, REST, ROW, Field, Source
 from recsys.artifacts import finite
 from recsys.raw import canonical, is_missing
 from recsys.schema import RawColumn
@@ -41,7 +41,7 @@ def validate(block: pa.Table, ragged: list[str], source: Source) -> Checked:
     """Check one block of a source.
 
     Args:
-        block: The columns of the source as stored, and `row`.
+        block: The columns of the source as stored, and `key:row`.
         ragged: Lines that could not be divided into columns.
         source: The log or table.
 
@@ -49,8 +49,11 @@ def validate(block: pa.Table, ragged: list[str], source: Source) -> Checked:
         `good` has `row`, `rest` where the block has it, and one column a field, without nulls;
         `dead` has `source`, `reason` and `row` (JSON).
     """
-    own = [name for name in (ROW, REST) if name in block.column_names]
-    columns: dict[str, pa.Array] = {name: block[name].combine_chunks() for name in own}
+    own = {PLACE: ROW, f"key:{REST}": REST}
+    own = {name: target for name, target in own.items() if name in block.column_names}
+    columns: dict[str, pa.Array] = {
+        target: block[name].combine_chunks() for name, target in own.items()
+    }
     reasons = np.full(len(block), "", dtype=object)
     for field in source.fields:
         values, bad, reason = check_field(_as_text(block[field.column]), field)
@@ -64,7 +67,7 @@ def validate(block: pa.Table, ragged: list[str], source: Source) -> Checked:
     dead = dead_letters(
         source.name,
         reasons[is_bad].tolist(),
-        _values(block.drop_columns(own).filter(pa.array(is_bad))),
+        _values(block.drop_columns(list(own)).filter(pa.array(is_bad))),
     )
     lines = dead_letters(source.name, ["wrong number of fields"] * len(ragged), ragged)
     good = table.filter(pa.array(~is_bad)) if is_bad.any() else table
@@ -156,15 +159,24 @@ def check_field(values: pa.ChunkedArray, field: Field) -> tuple[pa.Array, np.nda
         if field.kind == "key":
             missing = is_missing(text).to_numpy(zero_copy_only=False)
             return text, bad | missing, f"{name} is missing"
+        if field.separator is not None and _is_list(values.type):
+            return text, bad, f"{name} is no list of texts without {field.separator!r}"
         return text, bad, f"{name} is no text"
     number, bad = canonical(values, RawColumn(name, "float32", "context"))
     if field.kind == "binary":
         array = number.to_numpy()
         wrong = ~np.isnan(array) & ~np.isin(array, (0.0, 1.0))
         return number, bad | wrong, f"label {name} is not 0 or 1"
+    if field.kind == "weight":
+        wrong = ~(number.to_numpy() >= 0)
+        return number, bad | wrong, f"weight {name} is missing or negative"
     if field.kind == "value":
         return number, bad, f"label {name} is no number"
     return number, bad, f"{name} is no number"
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
 
 
 def parse_time(values: pa.ChunkedArray, column: TimeColumn) -> tuple[np.ndarray, np.ndarray]:

@@ -82,11 +82,16 @@ def show_features(manifest: Mapping[str, Any], folder: Path) -> None:
         rates = manifest["labels"].get(split, {})
         table.add_row(split, f"{rows:,}", *(_number(rates.get(task)) for task in tasks))
     show(table)
-    for name, count in _flat(manifest.get("counts", {})):
-        if count:
-            print(f"  {name}: {count:,}")
+    for line in counted(manifest):
+        print(line)
     for warning in manifest.get("warnings", []):
         print(f"warning: {warning}")
+
+
+def counted(manifest: Mapping[str, Any]) -> list[str]:
+    """What a feature job counted, a line each."""
+    counts = _flat(manifest.get("counts", {}))
+    return [f"  {name}: {count:,}" for name, count in counts if count]
 
 
 def _flat(counts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, int]]:

@@ -83,7 +83,7 @@ def run_all(
     of its own for each spec and features, so an interrupted one is resumed and an earlier
     one is never overwritten.
     """
-    from infra.report import decision_json
+    from infra.report import counted, decision_json
 
     output.mkdir(parents=True, exist_ok=True)
     stages = _Stages(output / STATE, say)
@@ -98,6 +98,8 @@ def run_all(
     if stages.stale("features", keys["features"], features / MANIFEST):
         made = make_features(spec, input, features)
         stages.done("features", keys["features"], made)
+        for line in counted(made):
+            say(line)
         for warning in made.get("warnings", []):
             say(f"warning: {warning}")
     if stages.stale("train", keys["train"], run / MANIFEST):

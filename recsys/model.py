@@ -30,8 +30,9 @@ class RankingModel(tfrs.Model):
     A batch is a dictionary: `ids` int32 [batch, ids], `numbers` float32 [batch, numbers],
     `labels` float32 [batch, tasks] (NaN where not observed), `groups` int64 [batch] (the
     request), `weights` float32 [batch] (0 leaves a row out). Replicas have equally many rows each;
-    without `train.negative_sampling` they must have equal weights and labels as well for the
-    loss of tasks over all rows to be that of the whole batch, as `training` makes them.
+    without `train.negative_sampling` and `data.weight` they must have equal weights and labels as
+    well for the loss of tasks over all rows to be that of the whole batch, as `training` makes
+    them.
 
     With `model.members` above one, that many networks are trained side by side, each on
     its own loss, and the mean of their logits is what the model answers; with
@@ -76,7 +77,8 @@ class RankingModel(tfrs.Model):
                 name="label_units",
             )
         self.losses_of = MultiTaskLoss(
-            [task_loss(task) for task in spec.tasks], even=spec.train.negative_sampling == 1
+            [task_loss(task) for task in spec.tasks],
+            even=spec.train.negative_sampling == 1 and spec.data.weight is None,
         )
         options: dict[str, Any] = {}
         if spec.train.balancing.kind == "gradnorm":

@@ -108,6 +108,10 @@ def _text(values: pa.Array, separator: str | None = None) -> tuple[pa.Array, np.
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         parts = pc.list_flatten(values)
         text, bad_parts = _text(parts)
+        if separator is not None:
+            # A part with the separator in it would be read back as several.
+            inside = pc.match_substring(text, separator)
+            bad_parts = bad_parts | inside.to_numpy(zero_copy_only=False)
         if bad_parts.any():
             bad[np.unique(pc.list_parent_indices(values).to_numpy()[bad_parts])] = True
         lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)

@@ -41,6 +41,8 @@ SCORE = "score"
 USER_KEY = "key:user"
 REQUEST_KEY = "key:request"
 TIME = "key:time"
+WEIGHT = "key:weight"
+"""Example column with how much a row counts in training (float32), where the spec names one."""
 OWNER_KEY = "key:owner"
 """Column of the serving tables with the id of a row's user or item, as no raw column is named."""
 COUNTED = "key:value"
@@ -228,6 +230,7 @@ def example_columns(spec: Spec) -> tuple[str, ...]:
         *(label_column(task.name) for task in spec.tasks),
         USER_KEY,
         REQUEST_KEY,
+        *([WEIGHT] if spec.data.weight else []),
         *(slice_column(name) for name in spec.evaluate.slices),
         TIME,
     )

@@ -61,7 +61,8 @@ def _joined(
     bad = np.zeros(len(lists), dtype=bool)
     start = 0
     for row, end in enumerate(ends):
-        bad[row] = bad_parts[start:end].any()
+        # A part with the separator in it would be read as several.
+        bad[row] = bad_parts[start:end].any() or any(separator in text for text in texts[start:end])
         result[row] = column.default if bad[row] else separator.join(texts[start:end])
         start = end
     return result, bad

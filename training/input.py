@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 from recsys.artifacts import RAW_FOLDER
 from recsys.errors import UserError
 from recsys.packing import Packing
-from recsys.schema import REQUEST_KEY, USER_KEY, label_column, model_inputs, slice_column
+from recsys.schema import (
+    REQUEST_KEY,
+    USER_KEY,
+    WEIGHT,
+    label_column,
+    model_inputs,
+    slice_column,
+)
 from recsys.spec.records import Spec
 from training.order import Plan, ShardOrder, thin_negatives
 
@@ -132,6 +139,7 @@ def _check_columns(spec: Spec, path: Path, schema: pa.Schema) -> None:
         for item in model_inputs(spec)
     }
     expected |= {label_column(task.name): ("float", 0) for task in spec.tasks}
+    expected |= {WEIGHT: ("float", 0)} if spec.data.weight else {}
     expected |= {
         name: ("string", 0) for name in (USER_KEY, *map(slice_column, spec.evaluate.slices))
     }
@@ -289,7 +297,8 @@ def load_rows(
         start: First row.
         stop: First row that is not read; None for the end.
         kept: Rows of the split that take part, in order; None for all. The negatives among
-            them weigh `1 / spec.train.negative_sampling`, so that losses stay unbiased.
+            them weigh `1 / spec.train.negative_sampling` times as much, so that losses stay
+            unbiased.
         scratch: Folder for mapped files, where the rows exceed `limit` bytes.
         limit: Bytes to hold in memory.
     """
@@ -316,7 +325,8 @@ def load_rows(
         first, last = (int(kept[start]), int(kept[stop - 1]) + 1) if count else (0, 0)
     inputs = [item.name for item in model_inputs(spec)]
     labels = [label_column(task.name) for task in spec.tasks]
-    columns = [*inputs, *labels, split.group_column]
+    weight = [WEIGHT] if spec.data.weight else []
+    columns = [*inputs, *labels, split.group_column, *weight]
     at, where = 0, f"examples/{split.name}"
     for row, table in read_columns(split, columns, first, last):
         if kept is not None:
@@ -329,11 +339,11 @@ def load_rows(
         for index, name in enumerate(labels):
             arrays["labels"][at:to, index] = to_numpy(table, name, where)
         arrays["groups"][at:to] = hash_keys(table, split.group_column)
+        arrays["weights"][at:to] = to_numpy(table, WEIGHT, where) if weight else 1.0
         at = to
-    arrays["weights"][:] = 1.0
     if kept is not None:
         negative = ~(arrays["labels"][:, _binary(spec)] > 0).any(axis=1)
-        arrays["weights"][negative] = 1.0 / spec.train.negative_sampling
+        arrays["weights"][negative] /= spec.train.negative_sampling
     return Rows(**arrays)
 
 

@@ -246,6 +246,12 @@ def _answers(spec: Spec) -> Iterator[Finding]:
 
 def _data(spec: Spec) -> Iterator[Finding]:
     data, split = spec.data, spec.data.split
+    if data.duplicates == "keep" and data.keys.impression is not None:
+        yield (
+            ("data", "duplicates"),
+            "an impression has one row where data.keys.impression names it; only `remove` fits",
+            "",
+        )
     if data.impressions.time is not None:
         yield ("data", "impressions", "time"), "the impressions' time is data.time", ""
     if isinstance(split, FractionSplit):

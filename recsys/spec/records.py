@@ -138,6 +138,13 @@ class Data(Record):
     """How rows are divided into training, validation and test."""
     bad_records: Fraction = 0.01
     """Largest share of a log's or table's rows that may be bad; above it the feature job stops."""
+    duplicates: Literal["remove", "keep"] = "remove"
+    """What becomes of impressions that equal another in every column; of those with a time of day,
+    in every column that is read. `keep` them where rows have neither an id nor a time of day, and
+    equal ones are impressions of their own."""
+    weight: str | None = None
+    """Column of the impression log with how much a row counts in training, a number of at least 0;
+    none: all count alike. Metrics and calibration count all rows alike."""
     max_rows: Positive | None = None
     """Most impressions to read, in short runs spread evenly over the log; none: all."""
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs import run_features, sources
-from beam_jobs.plan import REST, plan_of
+from beam_jobs.plan import plan_of
 from beam_jobs.validate import validate
 from recsys.errors import UserError
 from recsys.spec import loads
@@ -130,7 +130,9 @@ def test_what_was_learned_is_other_where_numbers_are(tmp_path: Path) -> None:
         pq.write_table(pa.table(empty | {"genres": empty["key"]}), folder / "songs.parquet")
         made.append(run_features(loads(text), folder, folder / "features"))
         assert not LocalStore(folder / "features").lookup("item", ["s"]).known.any()
-        assert made[-1]["warnings"] == ["the item table has no rows"]
+        empty, *others = made[-1]["warnings"]
+        assert empty == "the item table has no rows"
+        assert ["'genres'" in others[0], "'pitch'" in others[1]] == [True, True]
     assert made[0]["learned"] != made[1]["learned"]
 
 
@@ -205,7 +207,7 @@ def test_a_line_of_another_encoding_that_does_not_fit_is_one_bad_line(
         "2 fields in place of 3: short,é",
         "4 fields in place of 3: a,b,c,é",
     ]
-    assert table["row"].to_pylist() == list(range(21))
+    assert table["key:row"].to_pylist() == list(range(21))
     assert "Traceback" not in capfd.readouterr().err
 
 
@@ -229,9 +231,9 @@ def test_columns_that_nothing_reads_are_hashed_alike_in_every_format(tmp_path: P
     )
     pq.write_table(table, tmp_path / "log" / "x.parquet")
     rest, _ = read(tmp_path, log_source(whole=True))
-    hashes = rest[REST].to_pylist()
+    hashes = rest["key:rest"].to_pylist()
     assert hashes[0] == hashes[1] and len({*hashes}) == 3
-    assert rest.column_names == ["user", REST, "row"]
+    assert rest.column_names == ["user", "key:rest", "key:row"]
 
 
 def test_parquet_columns_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -249,12 +251,12 @@ def test_a_time_beyond_the_calendar_is_a_dead_letter() -> None:
     source = plan_of(loads(text)).impressions
     time = next(field for field in source.fields if field.target == "key:time")
     block = pa.table(
-        {"at": pa.array([0, 10**18], pa.timestamp("us")), "row": pa.array([0, 1], pa.int64())}
+        {"at": pa.array([0, 10**18], pa.timestamp("us")), "key:row": pa.array([0, 1], pa.int64())}
     )
     checked = validate(block, [], replace(source, fields=(time,)))
     assert len(checked.good) == 1
     assert json.loads(checked.dead["row"][0].as_py()) == {"at": 10**18}
-    words = pa.table({"at": ["now", " Today", "2026-01-01"], "row": pa.array([0, 1, 2])})
+    words = pa.table({"at": ["now", " Today", "2026-01-01"], "key:row": pa.array([0, 1, 2])})
     assert validate(words, [], replace(source, fields=(time,))).good["row"].to_pylist() == [2]
 
 
@@ -268,3 +270,61 @@ def test_an_output_within_the_logs_is_refused(tmp_path: Path) -> None:
     run_features(loads(text), tmp_path, tmp_path / "features")
     with pytest.raises(UserError, match="output lies in a folder that is read for impressions"):
         run_features(loads(text), tmp_path, tmp_path / "features")
+
+
+ADS = """
+name: ads
+data:
+  impressions: log.csv
+  keys: {user: user, item: row}
+  time: {column: day}
+  split: {validation: 0.2, test: 0.2}
+  weight: importance
+features:
+  - {name: user, owner: user, encode: vocabulary}
+  - {name: row, owner: item, encode: vocabulary}
+tasks:
+  - {name: click, label: {column: clicked}}
+"""
+
+
+def test_equal_rows_of_a_day_are_told_of_and_may_be_kept(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    log = pd.DataFrame(
+        {
+            "user": rng.integers(0, 5, 500),
+            "row": rng.integers(0, 3, 500),  # a name that the job has for itself
+            "day": "2026-01-01",
+            "clicked": rng.integers(0, 2, 500),
+            "importance": 2.5,
+        }
+    )
+    log.to_csv(tmp_path / "log.csv", index=False)
+    manifest = run_features(loads(ADS), tmp_path, tmp_path / "features")
+    distinct = len(log.drop_duplicates())
+    assert sum(manifest["rows"].values()) == distinct == 30
+    (warning,) = manifest["warnings"]
+    assert warning.startswith("470 of 500 impressions equal another in every column")
+    assert "data.duplicates: keep" in warning
+    kept = loads(ADS.replace("  weight:", "  duplicates: keep\n  weight:"))
+    manifest = run_features(kept, tmp_path, tmp_path / "features")
+    assert sum(manifest["rows"].values()) == 500 and manifest["warnings"] == []
+    assert set(examples(tmp_path)["key:weight"]) == {2.5}
+
+
+def test_a_weight_that_is_missing_or_negative_makes_a_row_bad() -> None:
+    source = plan_of(loads(ADS)).impressions
+    weight = next(field for field in source.fields if field.target == "key:weight")
+    block = pa.table({"importance": ["1", "0", "-1", "", "inf"], "key:row": [0, 1, 2, 3, 4]})
+    checked = validate(block, [], replace(source, fields=(weight,)))
+    assert checked.good["key:weight"].to_pylist() == [1.0, 0.0]
+    assert checked.dead["reason"].to_pylist() == ["weight importance is missing or negative"] * 3
+
+
+def test_a_part_of_a_list_with_the_separator_in_it_makes_a_row_bad() -> None:
+    source = plan_of(loads(SPEC)).tables["item"]
+    genres = next(field for field in source.fields if field.column == "genres")
+    block = pa.table({"genres": [["a,b", "c"], ["a|b"], None], "key:row": [0, 1, 2]})
+    checked = validate(block, [], replace(source, fields=(genres,)))
+    assert checked.good["raw:genres"].to_pylist() == ["a,b|c", ""]
+    assert checked.dead["reason"].to_pylist() == ["genres is no list of texts without '|'"]

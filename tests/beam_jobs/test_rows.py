@@ -198,7 +198,7 @@ def test_times_beyond_a_signed_integer_are_bad():
 
 
 def test_a_key_that_stands_for_nothing_is_missing(plan):
-    table = pa.table({"row": [0, 1, 2], "id": ["a", "NA", " - "], "at": ["1", "2", "3"]})
+    table = pa.table({"key:row": [0, 1, 2], "id": ["a", "NA", " - "], "at": ["1", "2", "3"]})
     checked = validate(table, [], plan.actions["buy"])
     assert checked.good["key:impression"].to_pylist() == ["a"]
     assert checked.dead["reason"].to_pylist() == ["id is missing"] * 2
@@ -236,7 +236,7 @@ def test_labels_may_be_missing_where_what_they_follow_did_not_happen():
     clicked, bought, profit, expected = zip(*rows, strict=True)
     block = pa.table(
         {
-            "row": range(len(rows)),
+            "key:row": range(len(rows)),
             "user": ["u"] * len(rows),
             "item": ["i"] * len(rows),
             "clicked": clicked,
@@ -283,7 +283,7 @@ def test_labels_after_an_action_may_be_missing_where_it_did_not_happen():
     ids = [f"i{row}" for row in range(len(rows))]
     block = pa.table(
         {
-            "row": range(len(rows)),
+            "key:row": range(len(rows)),
             "id": ids,
             "user": ["u"] * len(rows),
             "item": ["i"] * len(rows),

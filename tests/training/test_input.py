@@ -13,6 +13,7 @@ from make_features import make_columns, small_spec
 
 from recsys.errors import UserError
 from recsys.packing import Packing
+from recsys.spec.change import change
 from recsys.spec.records import SquaredError
 from training.input import (
     chunks,
@@ -122,6 +123,27 @@ def test_thinned_negatives_weigh_what_they_stand_for(features: Path) -> None:
     clicked = rows.labels[:, 0] == 1
     assert set(rows.weights[clicked]) == {1.0} and set(rows.weights[~clicked]) == {2.0}
     assert kept_rows(small_spec(), split) is None
+
+
+def test_a_column_of_weights_and_thinned_negatives(features: Path, tmp_path: Path) -> None:
+    weighted = tmp_path / "features"
+    shutil.copytree(features, weighted)
+    count = 0
+    for path in sorted((weighted / "examples" / "train").glob("*.parquet")):
+        table = pq.read_table(path)
+        numbers = np.arange(count, count + len(table), dtype=np.float32)
+        pq.write_table(table.append_column("key:weight", pa.array(numbers)), path)
+        count += len(table)
+    spec = change(small_spec(negative_sampling=0.5), ["data.weight=importance"])
+    split = open_split(spec, weighted, "train")
+    kept = kept_rows(spec, split)
+    assert kept is not None
+    rows = load_rows(spec, split, kept=kept)
+    clicked = rows.labels[:, 0] == 1
+    np.testing.assert_array_equal(rows.weights, np.where(clicked, kept, 2 * kept))
+    with pytest.raises(UserError, match="lacks columns") as caught:
+        open_split(spec, features, "train")
+    assert caught.value.expected == "key:weight"
 
 
 def test_hashes_do_not_depend_on_what_lies_beside(features: Path) -> None:

@@ -19,6 +19,7 @@ from two_workers import fit_in_processes
 import training
 from recsys.errors import UserError
 from recsys.model import build
+from recsys.spec.change import change
 from recsys.spec.records import Balancing
 from training.checkpoints import Store
 from training.loop import Job, fit
@@ -148,6 +149,35 @@ def test_two_workers_end_like_one(
         assert left["step"] == right["step"]
         assert left["score"] == pytest.approx(right["score"], abs=1e-4)
         assert left["train"]["loss"] == pytest.approx(right["train"]["loss"], rel=1e-4)
+
+
+def test_rows_of_no_weight_teach_nothing(features: Path, tmp_path: Path) -> None:
+    spec = change(small_spec(), ["data.weight=importance"])
+    weighted = tmp_path / "features"
+    shutil.copytree(features, weighted)
+    rng = np.random.default_rng(0)
+    for path in (weighted / "examples").rglob("*.parquet"):
+        table = pq.read_table(path)
+        weight = np.ones(len(table), np.float32)
+        if "train" in path.parts:
+            # Beside each row one that says the opposite, and counts for nothing.
+            wrong = table
+            for name in ("label:click", "label:conversion"):
+                opposite = pa.array(1 - table[name].to_numpy())
+                wrong = wrong.set_column(wrong.column_names.index(name), name, opposite)
+            mixed = rng.permutation(2 * len(table))
+            table = pa.concat_tables([table, wrong]).take(pa.array(mixed))
+            weight = np.concatenate([weight, 0 * weight])[mixed]
+        table = table.append_column("key:weight", pa.array(weight))
+        pq.write_table(table, path, row_group_size=150)
+    runs = {"weighted": spec, "unweighted": small_spec()}
+    found = {}
+    for name, each in runs.items():
+        (tmp_path / name).mkdir()
+        fit(Job(each, weighted, tmp_path / name))
+        found[name] = history(tmp_path / name)[-1]["validation"]["click"]["auc"]
+    assert found["weighted"] > 0.75
+    assert abs(found["unweighted"] - 0.5) < 0.15
 
 
 def test_a_profiled_run_is_the_same_and_says_what_bounds_it(
