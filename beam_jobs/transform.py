@@ -28,6 +28,8 @@ from recsys.schema import (
     raw_columns,
     table_rows,
     vocabulary_name,
+    weights_name,
+    weights_of,
 )
 from recsys.spec.records import (
     Counter,
@@ -96,18 +98,23 @@ def preprocessing_fn(spec: Spec) -> Callable[[Tensors], Tensors]:
     """TF Transform's preprocessing function for a spec.
 
     The function takes one dense tensor a raw column, [batch], string or float32, and answers
-    one tensor a feature, as `recsys.schema.model_inputs` describes them, ids in int64.
+    one tensor a model input, as `recsys.schema.model_inputs` describes them, ids in int64.
     """
 
     def transform(inputs: Tensors) -> Tensors:
         vocabularies = _vocabularies(spec, inputs)
         numbers = _numbers(spec, inputs)
-        return {
+        made = {
             feature.name: numbers[feature.name]
             if feature.name in numbers
             else _encode(spec, feature, inputs, vocabularies)
             for feature in spec.features
         }
+        for feature in spec.features:
+            column = weights_of(feature)
+            if column is not None:
+                made[weights_name(feature.name)] = _weights(inputs[column], feature)
+        return made
 
     return transform
 
@@ -157,6 +164,12 @@ def _parts(text: tf.Tensor, feature: Feature) -> tf.Tensor:
     parts = tf.strings.split(text, sep=separator)
     length = feature.encode.max_length  # type: ignore[union-attr]
     return parts.to_tensor("", shape=[None, length])
+
+
+def _weights(text: tf.Tensor, feature: Feature) -> tf.Tensor:
+    """What each part of a list weighs, float32 [batch, max_length]; 1 where that is not said."""
+    numbers = _number(_parts(text, feature), log=False)
+    return tf.where(tf.math.is_nan(numbers), 1.0, tf.nn.relu(numbers))
 
 
 def _ids(

@@ -69,7 +69,9 @@ class Network(tf_keras.layers.Layer):
         fields = [f for f in self.packing.ids if f is not self._position]
         self._plain = [f for f in fields if f.input.kind == "id" and f.input.hashes == 1]
         self._others = [f for f in fields if f not in self._plain]
-        self._piecewise = [f for f in self.packing.numbers if f.input.kind == "numbers"]
+        lists = [f for f in self.packing.numbers if f.input.kind == "numbers"]
+        self._piecewise = [f for f in lists if f.input.weighs is None]
+        self._weights = {f.input.weighs: f for f in lists if f.input.weighs is not None}
         self._numbers = [f for f in self.packing.numbers if f.input.kind == "number"]
 
         dims = self._dims(fields)
@@ -287,7 +289,7 @@ class Network(tf_keras.layers.Layer):
             found[name] = layer(self._lookups(ids, layer), training=training)
             if "fields" in found[name]:
                 parts.append(found[name]["fields"])
-        pooled = [self._pool(field, ids, found, training) for field in self._others]
+        pooled = [self._pool(field, ids, numbers, found, training) for field in self._others]
         for n, layer in self.piecewise.items():
             columns = self._piecewise_of(n)
             stacked = tf.stack([_columns(numbers, f) for f in columns], axis=1)
@@ -297,7 +299,7 @@ class Network(tf_keras.layers.Layer):
         embeddings = None
         if parts:
             embeddings = parts[0] if len(parts) == 1 else tf.concat(parts, axis=1)
-        return embeddings, self._first_order(ids, training)
+        return embeddings, self._first_order(ids, numbers, training)
 
     def _lookups(self, ids: tf.Tensor, layer: FusedEmbedding) -> dict[str, Any]:
         lookups: dict[str, Any] = {}
@@ -322,8 +324,18 @@ class Network(tf_keras.layers.Layer):
         missing = tf.expand_dims(columns, -1) <= 0
         return tf.where(missing, tf.minimum(tf.expand_dims(columns, -1), 0), rows)
 
+    def _weights_of(self, field: Field, numbers: tf.Tensor) -> tf.Tensor | None:
+        """Weights of a list's parts, float32 [batch, length], where the spec has some."""
+        weights = self._weights.get(field.name)
+        return None if weights is None else _columns(numbers, weights)
+
     def _pool(
-        self, field: Field, ids: tf.Tensor, found: Mapping[str, Any], training: bool | None
+        self,
+        field: Field,
+        ids: tf.Tensor,
+        numbers: tf.Tensor,
+        found: Mapping[str, Any],
+        training: bool | None,
     ) -> tf.Tensor:
         """One vector [batch, dim] for a list, a hashed id or a history."""
         assert field.input.table is not None
@@ -334,16 +346,18 @@ class Network(tf_keras.layers.Layer):
             embedded = tf.reduce_sum(embedded, axis=2)
         if field.name not in self.attention:
             combiner = "sum" if field.input.combiner == "sum" else "mean"
-            return pool_list(embedded, columns, None, combiner)
+            return pool_list(embedded, columns, self._weights_of(field, numbers), combiner)
         valid = columns >= 0
         if field.name in self.local:
             embedded = self.local[field.name](embedded, valid, training=training)
         encode = self.spec.feature(field.name).encode
         assert isinstance(encode, History)
-        query = self._candidate(encode.of, ids, found)
+        query = self._candidate(encode.of, ids, numbers, found)
         return self.attention[field.name](query, embedded, valid, training=training)
 
-    def _candidate(self, name: str, ids: tf.Tensor, found: Mapping[str, Any]) -> tf.Tensor:
+    def _candidate(
+        self, name: str, ids: tf.Tensor, numbers: tf.Tensor, found: Mapping[str, Any]
+    ) -> tf.Tensor:
         """Embedding [batch, dim] of the candidate's own feature, the query of its history."""
         for field in self._plain:
             if field.name == name:
@@ -352,9 +366,11 @@ class Network(tf_keras.layers.Layer):
                 group = found[self._group_of[str(field.input.table)]]
                 return group["fields"][:, mine.index(name)]
         field = next(f for f in self._others if f.name == name)
-        return self._pool(field, ids, found, False)
+        return self._pool(field, ids, numbers, found, False)
 
-    def _first_order(self, ids: tf.Tensor, training: bool | None) -> tf.Tensor | None:
+    def _first_order(
+        self, ids: tf.Tensor, numbers: tf.Tensor, training: bool | None
+    ) -> tf.Tensor | None:
         if self.first_order is None:
             return None
         found = self.first_order(self._lookups(ids, self.first_order), training=training)
@@ -366,7 +382,8 @@ class Network(tf_keras.layers.Layer):
             if field.input.hashes > 1:
                 rows = tf.reduce_sum(rows, axis=2)
             combiner = "sum" if field.input.combiner == "sum" else "mean"
-            total += tf.cast(pool_list(rows, _columns(ids, field), None, combiner), tf.float32)
+            weights = self._weights_of(field, numbers)
+            total += tf.cast(pool_list(rows, _columns(ids, field), weights, combiner), tf.float32)
         return total
 
     def _dense_numbers(self, numbers: tf.Tensor) -> tf.Tensor | None:

@@ -85,7 +85,8 @@ class ModelInput:
     """A numeric input of the model, as the transform graph makes it.
 
     `id`: int32 [batch]; `ids`: int32 [batch, length], tail filled with -1; `number`: float32
-    [batch]; `numbers`: float32 [batch, length].
+    [batch]; `numbers`: float32 [batch, length]. `weighs` names the list whose parts the numbers
+    weigh.
     """
 
     name: str
@@ -95,6 +96,7 @@ class ModelInput:
     combiner: Literal["mean", "sum", "history"] = "mean"
     buckets: int = 0
     hashes: int = 1
+    weighs: str | None = None
 
 
 def encoding_of(feature: Feature) -> Any:
@@ -148,10 +150,14 @@ def raw_columns(spec: Spec) -> tuple[RawColumn, ...]:
         else:
             text = isinstance(encode, Vocabulary | Hash)
             column = RawColumn(feature.raw, "string" if text else "float32", feature.owner)
-        # Two features may read one column differently; text carries both.
-        known = columns.get(column.name)
-        if known is None or (known.dtype != column.dtype and column.dtype == "string"):
-            columns[column.name] = column
+        read = [column]
+        if weights_of(feature):
+            read.append(RawColumn(str(weights_of(feature)), "string", feature.owner))
+        for column in read:
+            # Two features may read one column differently; text carries both.
+            known = columns.get(column.name)
+            if known is None or (known.dtype != column.dtype and column.dtype == "string"):
+                columns[column.name] = column
     return tuple(columns.values())
 
 
@@ -162,12 +168,35 @@ def separators(spec: Spec) -> dict[str, str]:
         if feature.encode.kind == "history":
             lists[feature.name] = LIST_SEPARATOR
         elif feature.is_list:
-            lists.setdefault(feature.raw, feature.separator or LIST_SEPARATOR)
+            for column in (feature.raw, weights_of(feature)):
+                if column is not None:
+                    lists.setdefault(column, feature.separator or LIST_SEPARATOR)
     return lists
 
 
+def weights_of(feature: Feature) -> str | None:
+    """The raw column that weighs the parts of a list, if there is one."""
+    encode = feature.encode
+    return encode.weights if isinstance(encode, Vocabulary | Hash) else None
+
+
+def weights_name(feature: str) -> str:
+    """The model input with the weights of a list's parts."""
+    return f"{feature}_weights"
+
+
 def model_inputs(spec: Spec) -> tuple[ModelInput, ...]:
-    """The model's numeric inputs, one a feature, in the order of the spec."""
+    """The model's numeric inputs: one a feature, in the spec's order, then weights of lists."""
+    weights = [
+        ModelInput(weights_name(item.name), "numbers", item.length, None, weighs=item.name)
+        for feature, item in zip(spec.features, feature_inputs(spec), strict=True)
+        if weights_of(feature)
+    ]
+    return (*feature_inputs(spec), *weights)
+
+
+def feature_inputs(spec: Spec) -> tuple[ModelInput, ...]:
+    """The inputs that are features, one each, in the order of the spec."""
     return tuple(_model_input(spec, feature) for feature in spec.features)
 
 
@@ -185,7 +214,7 @@ def tree_inputs(spec: Spec) -> tuple[tuple[ModelInput, ModelInput | None], ...]:
     keys = {spec.data.keys.user, spec.data.keys.item}
     buckets: dict[str, ModelInput] = {}
     found: list[tuple[Feature, ModelInput]] = []
-    for feature, item in zip(spec.features, model_inputs(spec), strict=True):
+    for feature, item in zip(spec.features, feature_inputs(spec), strict=True):
         if feature.encode.kind == "quantiles" and feature.raw in numbers:
             buckets[feature.raw] = item
         elif feature.raw in keys or feature.name == spec.model.position:
@@ -226,7 +255,7 @@ def _model_input(spec: Spec, feature: Feature) -> ModelInput:
 def example_columns(spec: Spec) -> tuple[str, ...]:
     """All columns of an examples file: inputs, labels, keys, slices and time."""
     return (
-        *(feature.name for feature in spec.features),
+        *(item.name for item in model_inputs(spec)),
         *(label_column(task.name) for task in spec.tasks),
         USER_KEY,
         REQUEST_KEY,

@@ -39,6 +39,12 @@ from both ends of each part; drop empty parts; keep the first `max_length`. Make
 as below, and fill the tail up to `max_length` with `padding`. An empty list is all padding. An
 input without `split` is one value, and makes one id or number.
 
+## kind: weights
+
+What each part of a list counts, a 32-bit float. The text is split as above, and a part that matches
+`raw.number` in whole is that number, or 0 where it is negative; any other part is `missing`. The
+tail is filled with `padding`.
+
 ## kind: vocabulary
 
 Missing (`""`) gives `missing`. The token on line n of the file `vocabulary` (counted from 0) gives

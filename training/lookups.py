@@ -22,11 +22,13 @@ from recsys.schema import (
     ModelInput,
     RawColumn,
     encoding_of,
+    feature_inputs,
     learned_name,
     model_inputs,
     raw_columns,
     table_rows,
     vocabulary_name,
+    weights_of,
 )
 from recsys.spec.records import (
     Counter,
@@ -92,10 +94,41 @@ def describe(spec: Spec, transform_fn: Any, vocabularies: Mapping[str, list[str]
     """
     learned = _Learned(spec, transform_fn)
     columns = {column.name: column for column in raw_columns(spec)}
-    return [
+    records = [
         _input(spec, feature, item, columns, vocabularies, learned)
-        for feature, item in zip(spec.features, model_inputs(spec), strict=True)
+        for feature, item in zip(spec.features, feature_inputs(spec), strict=True)
     ]
+    made = {record["name"]: record for record in records}
+    for item in model_inputs(spec)[len(records) :]:
+        records.append(_weights(spec.feature(str(item.weighs)), item, columns, made))
+    return records
+
+
+def _weights(
+    feature: Feature,
+    item: ModelInput,
+    columns: Mapping[str, RawColumn],
+    made: Mapping[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """How the weights of a list's parts are made: split as the list itself."""
+    return {
+        "name": item.name,
+        "dtype": "float32",
+        "shape": [None, item.length],
+        "raw": _raw(columns[str(weights_of(feature))]) | {"number": NUMBER},
+        "split": made[feature.name]["split"] | {"padding": 1.0},
+        "kind": "weights",
+        "missing": 1.0,
+    }
+
+
+def _raw(column: RawColumn) -> dict[str, Any]:
+    return {
+        "column": column.name,
+        "type": "text" if column.dtype == "string" else "number",
+        "owner": column.owner,
+        "computed_by_feature_job": column.computed,
+    }
 
 
 def _input(
@@ -112,12 +145,7 @@ def _input(
         "name": item.name,
         "dtype": "int32" if item.kind in ("id", "ids") else "float32",
         "shape": [None] if item.kind in ("id", "number") else [None, item.length],
-        "raw": {
-            "column": raw.name,
-            "type": "text" if raw.dtype == "string" else "number",
-            "owner": raw.owner,
-            "computed_by_feature_job": raw.computed,
-        },
+        "raw": _raw(raw),
     }
     encode = encoding_of(feature)
     if isinstance(encode, Vocabulary | Hash | History):

@@ -31,19 +31,27 @@ def _names(spec: Spec) -> Iterator[Finding]:
         for name, count in Count(names).items():
             if count > 1:
                 yield (section, name, "name"), f"{count} {section} are named {name!r}", ""
-    # Features are the arguments of the exported model's signature `numeric`.
-    alike: dict[str, str] = {}
+    from recsys.schema import weights_name, weights_of  # it imports this package itself
+
+    # Features are the arguments of the exported model's signature `numeric`, and so are weights.
+    alike: dict[str, str] = {
+        weights_name(feature.name).lower(): f"{feature.name}'s weights"
+        for feature in spec.features
+        if weights_of(feature)
+    }
     for feature in spec.features:
         place = ("features", feature.name, "name")
         if not is_argument(feature.name):
             yield place, f"{feature.name!r} is a word of Python; keep it as `column` alone", ""
         first = alike.setdefault(feature.name.lower(), feature.name)
-        if first != feature.name:
+        if first.endswith("'s weights"):
+            yield place, f"{feature.name!r} is the name of {first}", ""
+        elif first != feature.name:
             yield place, f"{first!r} and {feature.name!r} differ by case alone", ""
 
 
 def _features(spec: Spec) -> Iterator[Finding]:
-    from recsys.schema import RESERVED, encoding_of  # it imports this package itself
+    from recsys.schema import RESERVED, encoding_of, weights_of  # it imports this package itself
 
     yield from _columns(spec)
     widths: dict[str, tuple[str, int | None]] = {}
@@ -52,6 +60,8 @@ def _features(spec: Spec) -> Iterator[Finding]:
         place = ("features", feature.name)
         kind = feature.encode.kind
         encode = encoding_of(feature)
+        if weights_of(feature) and not feature.is_list:
+            yield (*place, "encode", "weights"), "weights need a list: set encode.max_length", ""
         if feature.raw.startswith(RESERVED):
             yield (*place, "column"), f"names that begin with {RESERVED!r} are the job's own", ""
         has_table = encode.kind in ("vocabulary", "hash", "quantiles")
@@ -80,7 +90,7 @@ def _features(spec: Spec) -> Iterator[Finding]:
                 f"but differ in dim ({dim} and {feature.dim})",
                 "",
             )
-        own = encode.model_dump(exclude={"max_length", "combiner"})
+        own = encode.model_dump(exclude={"max_length", "combiner", "weights"})
         sharer, theirs = first.setdefault(table, (feature.name, own))
         if own != theirs:
             yield (
@@ -92,24 +102,28 @@ def _features(spec: Spec) -> Iterator[Finding]:
 
 def _columns(spec: Spec) -> Iterator[Finding]:
     """One name is one raw column, wherever it is read: in the job, the graph and requests."""
+    from recsys.schema import weights_of  # it imports this package itself
+
     computed = {f.name: f.encode.kind for f in spec.features if _is_computed(f)}
     owners: dict[str, tuple[str, str]] = {}
-    for feature in spec.features:
-        if _is_computed(feature):
-            continue
-        place = ("features", feature.name, "column")
-        if feature.raw in computed:
+    reads = [(f, f.raw, ("column",)) for f in spec.features if not _is_computed(f)]
+    reads += [
+        (f, str(weights_of(f)), ("encode", "weights")) for f in spec.features if weights_of(f)
+    ]
+    for feature, column, field in reads:
+        place = ("features", feature.name, *field)
+        if column in computed:
             yield (
                 place,
-                f"column {feature.raw!r} has the name of a {computed[feature.raw]}; "
-                f"rename the {computed[feature.raw]}",
+                f"column {column!r} has the name of a {computed[column]}; "
+                f"rename the {computed[column]}",
                 "",
             )
-        first, owner = owners.setdefault(feature.raw, (feature.name, feature.owner))
+        first, owner = owners.setdefault(column, (feature.name, feature.owner))
         if owner != feature.owner:
             yield (
                 place,
-                f"{first!r} reads a column {feature.raw!r} of the {owner}, and {feature.name!r} "
+                f"{first!r} reads a column {column!r} of the {owner}, and {feature.name!r} "
                 f"one of the {feature.owner}: one name is one column. Rename one in its file",
                 "",
             )

@@ -168,6 +168,10 @@ class Vocabulary(Record):
     value."""
     combiner: Literal["mean", "sum"] = "mean"
     """How the embeddings of a list are joined into one."""
+    weights: str | None = None
+    """Column with a list of numbers, one for each part of this list that is not blank, by which
+    `mean` and `sum` weigh the parts; a missing one is 1, a negative one 0. None: all parts count
+    alike."""
 
 
 class Hash(Record):
@@ -184,6 +188,10 @@ class Hash(Record):
     value."""
     combiner: Literal["mean", "sum"] = "mean"
     """How the embeddings of a list are joined into one."""
+    weights: str | None = None
+    """Column with a list of numbers, one for each part of this list that is not blank, by which
+    `mean` and `sum` weigh the parts; a missing one is 1, a negative one 0. None: all parts count
+    alike."""
 
 
 class Quantiles(Record):

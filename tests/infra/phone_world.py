@@ -21,9 +21,9 @@ features:
   - {name: item, owner: item, encode: {kind: vocabulary, top_k: 8, oov_buckets: 3}}
   - {name: kind, owner: item, encode: {kind: hash, buckets: 7}}
   - {name: tags, owner: item, separator: "|", table: tag,
-     encode: {kind: vocabulary, max_length: 2}}
+     encode: {kind: vocabulary, max_length: 2, weights: tag_weights}}
   - {name: words, owner: item, separator: " ",
-     encode: {kind: hash, buckets: 20, max_length: 3, combiner: sum}}
+     encode: {kind: hash, buckets: 20, max_length: 3, combiner: sum, weights: word_weights}}
   - {name: price, owner: item, encode: {kind: quantiles, buckets: 4}}
   - {name: price_scaled, owner: item, column: price, encode: numeric}
   - {name: price_log, owner: item, column: price, encode: {kind: numeric, scale: log_zscore}}
@@ -45,6 +45,8 @@ tasks:
 
 USERS = ["ü ö", 'quo"te', "back\\slash", "sep\u2028arator", "a,b", " edge ", "plain", "7", "😀"]
 TAGS = ["", "x", "x|y", "|z|| x ", "y|z|x", "w\t|w"]
+TAG_WEIGHTS = ["", "0.5", "2|1e1", "x| -3|0", "1|", "0.25|0.75"]
+WORD_WEIGHTS = ["", "1.5 0.5", "", "2", ".5 3 4"]
 WORDS = ["", "red shoe", "a  very long name that has more parts", "blue", "schuhgröße 42"]
 
 
@@ -73,6 +75,8 @@ def make_log(folder: Path) -> pd.DataFrame:
             ],
             "tags": np.array(TAGS, object)[item % len(TAGS)],
             "words": np.array(WORDS, object)[item % len(WORDS)],
+            "tag_weights": np.array(TAG_WEIGHTS, object)[item % len(TAG_WEIGHTS)],
+            "word_weights": np.array(WORD_WEIGHTS, object)[item % len(WORD_WEIGHTS)],
             "price": price,
             "Size (cm)": np.array(["L", "40", " 41.5", "", "1e2"], object)[item % 5],
             "none": np.nan,

@@ -75,6 +75,15 @@ class Device:
             parts = [part.strip(rule["strip"]) for part in raw.split(rule["separator"])]
             ids = [self.row(record, part) for part in parts if part][: rule["max_length"]]
             return ids + [rule["padding"]] * (rule["max_length"] - len(ids))
+        if record["kind"] == "weights":
+            rule, number = record["split"], record["raw"]["number"]
+            parts = [part.strip(rule["strip"]) for part in raw.split(rule["separator"])]
+            weights = [
+                max(float(part), 0.0) if re.fullmatch(number, part) else record["missing"]
+                for part in parts
+                if part
+            ][: rule["max_length"]]
+            return weights + [rule["padding"]] * (rule["max_length"] - len(weights))
         if record["raw"]["type"] == "text":
             raw = float(raw) if re.fullmatch(record["raw"]["number"], raw) else math.nan
         x, missing = np.float32(raw), record["missing"]
@@ -208,6 +217,8 @@ def raw_rows(made: dict[str, Any]) -> list[dict[str, Any]]:
         "item": ["item 77", "unknown", "i", "an item whose name is rather long, and goes on"],
         "kind": ["boot", "x", "\u2028", "a kind of which the log has none at all"],
         "tags": ["||", "new|x|y", " y |", "|new"],
+        "tag_weights": ["1|2", "3||.5|x", " 1e2 ", "-1|-0"],
+        "word_weights": ["", "1 2 3 4 5", "nan", "\t2\t0.5"],
         "words": ["  ", "a b c d e", "red", "\tred\tshoe  blue "],
         "price": [-3.5, 0.0, 1e6, 7.39],
         "Size (cm)": ["1.5e1", "-3", "huge", " .5 "],

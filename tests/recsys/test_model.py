@@ -15,6 +15,7 @@ from recsys.model import build
 from recsys.network import Network
 from recsys.outputs import Outputs, probabilities
 from recsys.packing import Packing
+from recsys.schema import model_inputs
 from recsys.spec import Spec, load, loads
 from recsys.spec.records import Balancing, Bce, Focal, HistoryAttention, Mmoe, Ple, SharedBottom
 
@@ -283,6 +284,39 @@ def test_every_step_and_every_replica_drops_other_units() -> None:
 
     first = loss(0)
     assert loss(1) != first and loss(0) == first
+
+
+@pytest.mark.parametrize("combiner", ["mean", "sum"])
+def test_the_parts_of_a_list_count_by_their_weights(combiner: str) -> None:
+    listed = f"max_length: 3, weights: shares, combiner: {combiner}"
+    text = EVERY_ENCODING.replace("max_length: 3, combiner: sum", listed)
+    spec, plain = loads(text), loads(EVERY_ENCODING)
+    (name,) = {item.name for item in model_inputs(spec)} - {i.name for i in model_inputs(plain)}
+    network = Network(spec, tables_of(spec))
+    packing = network.packing
+    batch = dict(batch_of(spec))
+    listed = next(f for f in packing.ids if f.name == name.removesuffix("_weights"))
+    weights = next(f for f in packing.numbers if f.name == name)
+    ids, numbers = batch["ids"].numpy(), batch["numbers"].numpy()
+    ids[:, listed.start : listed.start + 3] = [1, 2, -1]
+    others = ids.copy()
+
+    def pooled(row: list[float], ids: np.ndarray = ids) -> np.ndarray:
+        numbers[:, weights.start : weights.start + 3] = row
+        at = network._embedded().index(listed.name)
+        return network.embed(tf.constant(ids), tf.constant(numbers), False)[0][:, at].numpy()
+
+    first, second = pooled([1, 0, 9]), pooled([0, 1, 9])
+    others[:, listed.start : listed.start + 3] = [1, -1, -1]
+    alone = {"mean": 1, "sum": 5}[combiner] * first
+    np.testing.assert_allclose(pooled([5, 1, 1], others), alone, atol=1e-7)
+    assert np.abs(first - second).max() > 1e-4
+    total = {"mean": 4, "sum": 1}[combiner]
+    np.testing.assert_allclose(pooled([3, 1, 9]), (3 * first + second) / total, atol=1e-6)
+    np.testing.assert_allclose(pooled([0, 0, 9]), 0.0, atol=1e-7)
+    # The weights of a list are no numbers of the item.
+    network(batch)
+    assert len(network._numbers) == len(Network(plain, tables_of(plain))._numbers)
 
 
 PAST = "- {name: past, owner: user, encode: {kind: history, of: item, max_length: 7}}\n"

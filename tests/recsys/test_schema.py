@@ -4,8 +4,17 @@ import numpy as np
 import pytest
 
 from recsys.packing import Packing
-from recsys.schema import ModelInput, RawColumn, model_inputs, output_names, raw_columns
-from recsys.spec import loads
+from recsys.schema import (
+    ModelInput,
+    RawColumn,
+    example_columns,
+    feature_inputs,
+    model_inputs,
+    output_names,
+    raw_columns,
+    separators,
+)
+from recsys.spec import dumps, loads
 
 SPEC = loads("""
 name: shop
@@ -51,6 +60,22 @@ def test_model_inputs_follow_the_encodings() -> None:
     assert inputs["curve"] == ModelInput("curve", "numbers", 5, None)
     assert inputs["past"] == ModelInput("past", "ids", 7, "item", "history", 0, 2)
     assert inputs["rate"] == ModelInput("rate", "number", 1, None)
+
+
+def test_weights_of_a_list_are_a_column_and_an_input_of_their_own() -> None:
+    spec = loads(
+        dumps(SPEC)
+        .replace("max_length: 3", "max_length: 3\n    weights: shares")
+        .replace("- name: tags\n", "- name: tags\n  separator: ';'\n")
+    )
+    assert raw_columns(spec)[2:4] == (
+        RawColumn("tags", "string", "item"),
+        RawColumn("shares", "string", "item"),
+    )
+    assert separators(spec) == {"tags": ";", "shares": ";", "past": ","}
+    assert model_inputs(spec)[:-1] == model_inputs(SPEC) == feature_inputs(spec)
+    assert model_inputs(spec)[-1] == ModelInput("tags_weights", "numbers", 3, None, weighs="tags")
+    assert example_columns(spec)[8] == "tags_weights"
 
 
 def test_outputs_name_the_product_and_the_conditional() -> None:

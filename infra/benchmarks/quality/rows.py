@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from recsys.artifacts import read_manifest, write_folder, write_json
 from recsys.schema import USER_KEY as USER
-from recsys.schema import ModelInput, encoding_of, label_column, model_inputs, slice_column
+from recsys.schema import ModelInput, encoding_of, feature_inputs, label_column, slice_column
 from recsys.schema import raw_columns as raw
 from recsys.spec.records import History, Spec
 
@@ -80,7 +80,7 @@ def write_shared(spec: Spec, features: Path, folder: Path) -> None:
     computed = {column.name for column in raw(spec) if column.computed}
     inputs = [
         item
-        for item in model_inputs(spec)
+        for item in feature_inputs(spec)
         if not isinstance(spec.feature(item.name).encode, History)
     ]
     described: dict[str, list[dict[str, Any]]] = {"ids": [], "numbers": []}

@@ -139,8 +139,16 @@ def test_a_name_that_dangles_since_its_record_is_faulty_is_no_second_fault() -> 
           "encode: {kind: counter, by: [hour], task: buy}}\n"
           "- {name: hour, owner: item, encode: {kind: counter, by: [item], task: buy}}"),
          "features[sold].encode.by", "'hour' is a counter"),
+        (("encode: vocabulary}", "encode: {kind: vocabulary, weights: shares}}"),
+         "encode.weights", "set encode.max_length"),
+        (("encode: vocabulary}", "encode: {kind: vocabulary, max_length: 2, weights: price}}"),
+         "features[user].encode.weights", "'price' of the item"),
+        (("- {name: hour, owner: context, encode: vocabulary}", "- {name: hour, owner: context, "
+          "encode: {kind: vocabulary, max_length: 2, weights: w}}\n"
+          "- {name: Hour_weights, owner: context, encode: vocabulary}"),
+         "features[Hour_weights].name", "is the name of hour's weights"),
         (("  impressions: log.csv", "  actions: {impressions: {path: clicks, time: {column: ts}}}\n"
-          "  impressions: a.csv"), "actions[impressions]", "another log"),
+          "  impressions: a.csv"), "actions.impressions", "another log"),
         (("name: shop", "name: shop\nmodel: {interactions: [fm, fm]}"), "interactions", "2 times"),
         (("name: shop", "name: shop\nmodel: {shared: []}"), "shared", "at least 1 item"),
         (("name: shop", "name: shop\ntrain: {seed: -1}"), "seed", "greater than or equal to 0"),
