@@ -20,6 +20,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
@@ -366,19 +367,22 @@ def _hash_of(rows: pa.Table) -> np.ndarray:
         values = rows[name].combine_chunks()
         if isinstance(values, pa.ChunkedArray):
             values = pa.concat_arrays(values.chunks)
-        if pa.types.is_dictionary(values.type):
-            values = values.dictionary_decode()
-        try:
-            text = values.cast(pa.binary() if pa.types.is_binary(values.type) else pa.string())
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            text = pa.array([repr(value) for value in values.to_pylist()], pa.string())
-        # Texts repeat; each is hashed once.
-        coded = text.dictionary_encode()
-        words = np.array([repr(word) for word in coded.dictionary.to_pylist()], dtype=object)
-        codes = coded.indices.fill_null(len(words)).to_numpy(zero_copy_only=False)
-        own = np.append(stable_hash(pa.array(words, pa.string())), np.uint64(0))[codes]
-        total = mixed(total ^ own, at + 1)
+        missing = values.is_null().to_numpy(zero_copy_only=False)
+        total = mixed(total ^ np.where(missing, np.uint64(0), _bits_of(values)), at + 1)
     return total
+
+
+def _bits_of(values: pa.Array) -> np.ndarray:
+    """A number for each value, uint64 [rows]: its own bits, or a hash of its text."""
+    if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
+        wide = pa.float64() if pa.types.is_floating(values.type) else pa.int64()
+        numbers = pc.fill_null(values.cast(wide, safe=False), 0).to_numpy(zero_copy_only=False)
+        return numbers.view(np.uint64)
+    try:
+        text = values.cast(pa.string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        text = pa.array([repr(value) for value in values.to_pylist()], pa.string())
+    return stable_hash(pc.fill_null(text, ""))
 
 
 def _csv_blocks(file: File, columns: list[str], ragged: list[str]) -> Iterator[pa.Table]:

@@ -267,7 +267,7 @@ def train(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
-    champion: Annotated[Path | None, typer.Option(help="Another run or version, to compare with.")] = None,
+    champion: Annotated[Path | None, typer.Option(help="Run or version to compare with.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a run's exported model on a split."""

@@ -1,7 +1,7 @@
 """Quality of ours and of other libraries on the same rows, features, split and tuning budget.
 
     python -m infra.benchmarks.quality --spec infra/specs/kuairand.yaml --input DIR --out OUT \\
-        --peer-python PEERS/bin/python --deepctr-path DEEPCTR --seeds 5 --epochs 2 --resume --write-docs
+        --peer-python PEERS/bin/python --deepctr-path DEEPCTR --seeds 5 --epochs 2 --write-docs
     python -m infra.benchmarks.quality --domain other --out OUT --peer-python PEERS/bin/python
     python -m infra.benchmarks.quality --domain flights --out OUT --peer-python PEERS/bin/python
     python -m infra.benchmarks.quality --table TABLE.csv --out OUT --peer-python PEERS/bin/python
