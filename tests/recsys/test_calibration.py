@@ -20,6 +20,7 @@ from recsys.calibration import (
     fit_funnel,
     isotonic_regression,
 )
+from recsys.calibration.isotonic import isotonic_knots
 
 NAN = math.nan
 KINDS = ("temperature", "platt", "isotonic")
@@ -61,6 +62,28 @@ class TestFit:
         # Platt's targets differ from 0 and 1 by one in the number of each class.
         assert record.parameters["slope"] == pytest.approx(peer.coef_[0, 0], rel=0.01)
         assert record.parameters["intercept"] == pytest.approx(peer.intercept_[0], rel=0.01)
+
+    def test_platt_by_hand(self) -> None:
+        record = fit_calibration("platt", [1, 0, 0], [1.0, 1.0, -1.0])
+        # One positive and two negatives: targets (1 + 1) / (1 + 2) and 1 / (2 + 2), not 1 and 0.
+        # Two logits and two parameters: each logit is given its rows' mean target, 11/24 and 1/4.
+        above, below = math.log(11 / 13), math.log(1 / 3)
+        assert record.parameters["slope"] == pytest.approx((above - below) / 2, rel=1e-6)
+        assert record.parameters["intercept"] == pytest.approx((above + below) / 2, rel=1e-6)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_logits_beyond_30_count_as_30(self, kind: str) -> None:
+        labels = [0, 0, 1, 0, 0, 1, 1, 1]
+        far = fit_calibration(kind, labels, [-1e4, -1e4, -1e4, -2.0, 2.0, 2.0, 31.0, 1e4])
+        near = fit_calibration(kind, labels, [-30.0, -30.0, -30.0, -2.0, 2.0, 2.0, 30.0, 30.0])
+        assert far == near and far.kind == kind
+
+    def test_isotonic_leans_on_its_prior_by_half_an_event(self) -> None:
+        labels, logits = np.array([0.0, 0, 1, 0]), np.array([0.0, 0, 1, 1])
+        x, y = isotonic_knots(labels, logits, np.ones(4), np.full(4, 0.25), max_knots=100)
+        # Half an event at a rate of 1/4 is two rows: 0 of 2 becomes 1/2 of 4, 1 of 2 3/2 of 4.
+        np.testing.assert_allclose(x, [0.0, 1.0])
+        np.testing.assert_allclose(y, [math.log(1 / 7), math.log(3 / 5)])
 
     def test_isotonic_bends_where_platt_cannot(self) -> None:
         y, x, truth = world(lambda t: np.sinh(t / 2))
@@ -234,19 +257,25 @@ class TestRecord:
         np.testing.assert_allclose(got, [-6.0, -1.0, -0.5, 0.0, 1.5, 3.0, 4.0, NAN])
 
     @pytest.mark.parametrize(
-        ("kind", "parameters"),
+        ("kind", "parameters", "match"),
         [
-            ("beta", {}),
-            ("platt", {"slope": 1.0}),
-            ("temperature", {"temperature": 0.0}),
-            ("platt", {"slope": -1.0, "intercept": 0.0}),
-            ("temperature", {"temperature": NAN}),
-            ("isotonic", {"x": (0.0, 0.0), "y": (0.0, 1.0)}),
-            ("isotonic", {"x": (), "y": ()}),
+            ("beta", {}, "kind must be one of .* received 'beta'"),
+            (
+                "platt",
+                {"slope": 1.0},
+                r"platt needs parameters .*'intercept'.*received \['slope'\]",
+            ),
+            ("temperature", {"temperature": 0.0}, "temperature must be above 0; received 0.0"),
+            ("platt", {"slope": -1.0, "intercept": 0.0}, "slope must be above 0; received -1.0"),
+            ("temperature", {"temperature": NAN}, "temperature needs finite parameters"),
+            ("isotonic", {"x": (0.0, 0.0), "y": (0.0, 1.0)}, "both increasing"),
+            ("isotonic", {"x": (0.0, 1.0), "y": (1.0, 1.0)}, "both increasing"),
+            ("isotonic", {"x": (0.0, 1.0), "y": (0.0,)}, "equally many"),
+            ("isotonic", {"x": (), "y": ()}, "isotonic needs knots"),
         ],
     )
-    def test_faulty_records_are_refused(self, kind, parameters) -> None:
-        with pytest.raises(ValueError):
+    def test_faulty_records_are_refused(self, kind, parameters, match) -> None:
+        with pytest.raises(ValueError, match=match):
             Calibration(kind, parameters)
 
 

@@ -33,6 +33,15 @@ def test_where_nothing_can_be_told_the_weights_are_equal() -> None:
     assert stacked(logits[:, 0] > 0, upside_down).tolist() == [0.5, 0.5]
 
 
+def test_one_row_of_a_boundless_logit_does_not_silence_its_model() -> None:
+    rng = np.random.default_rng(5)
+    parts = rng.normal(size=(4000, 2))
+    labels = (rng.random(4000) < 1 / (1 + np.exp(-parts @ [1.5, 0.5]))).astype(float)
+    # The row's loss would be 1e4 times the first model's weight; it counts as one of 30.
+    parts[np.flatnonzero(labels == 0)[0], 0] = 1e4
+    np.testing.assert_allclose(stacked(labels, parts), [0.75, 0.25], atol=0.02)
+
+
 @pytest.mark.parametrize("unit", [1.0, 3.6e6, 1e-6])
 def test_errors_apart_count_by_the_inverse_of_their_squares(unit: float) -> None:
     rng = np.random.default_rng(3)
