@@ -73,6 +73,18 @@ def test_propensity_weighs_by_its_inverse_over_all_rows() -> None:
     assert out["conversion"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_propensity_divides_by_the_rows_whose_outcome_is_known() -> None:
+    labels = {"click": [1, 1, 0, NAN], "conversion": [1, NAN, NAN, 1]}
+    logits = {"click": [0.0] * 4, "conversion": [logit(0.2)] * 4}
+    task = TaskLoss("conversion", "click", "masked", ipw=True)
+    # One conversion was seen, and one row without a click cannot have any. The click without a
+    # label and the row of which not even the click is known say nothing.
+    out = run([CLICK, task], labels, logits)
+    assert out["conversion"] == pytest.approx(-math.log(0.2) / 0.5 / 2, rel=1e-5)
+    out = run([CLICK, task], labels, logits, sample_weight=tf.constant([2.0, 5.0, 1.0, 7.0]))
+    assert out["conversion"] == pytest.approx(2 * -math.log(0.2) / 0.5 / (2 + 1), rel=1e-5)
+
+
 def test_propensity_is_an_unbiased_estimate_of_the_entire_space() -> None:
     rng = np.random.default_rng(0)
     n = 200_000
@@ -272,6 +284,28 @@ def test_ranking_term_is_added_on_the_score_of_the_product() -> None:
         run([CLICK, task], LABELS, LOGITS)
 
 
+@pytest.mark.parametrize(
+    ("ranking", "expected"),
+    [
+        # Pairs of the positive with both negatives, of weights 2 * 1 and 2 * 3.
+        ("pairwise", (2 * math.log(2) + 6 * math.log(4)) / 8),
+        # e^x is 1, 1 and 3: the positive's share is 1 of 2 * 1 + 1 * 1 + 3 * 3.
+        ("listwise", math.log(12)),
+    ],
+)
+def test_ranking_counts_a_row_as_often_as_it_weighs(ranking: str, expected: float) -> None:
+    task = TaskLoss("click", ranking=ranking, ranking_weight=0.5)
+    out = run(
+        [task],
+        {"click": [1, 0, 0]},
+        {"click": [0.0, 0.0, math.log(3)]},
+        sample_weight=tf.constant([2.0, 1.0, 3.0]),
+        groups=tf.constant([7, 7, 7]),
+    )
+    rows = (2 * math.log(2) + 1 * math.log(2) + 3 * math.log(4)) / 6
+    assert out["click"] == pytest.approx(rows + 0.5 * expected, rel=1e-5)
+
+
 def test_columns_half_precision_and_graph() -> None:
     loss = MultiTaskLoss([CLICK, TaskLoss("conversion", "click", loss="focal", gamma=2.0)])
     labels = {k: tf.constant(v, tf.int64) for k, v in LABELS.items()}
@@ -310,6 +344,36 @@ def test_gradient_equals_numeric_differences() -> None:
 
     theory, numeric = tf.test.compute_gradient(total, x)
     for a, b in zip(theory, numeric, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-7)
+
+
+def test_gradient_of_propensity_and_squared_error_equals_numeric_differences() -> None:
+    """Of all logits but the click's, from which the propensity takes no gradient."""
+    tasks = [
+        CLICK,
+        TaskLoss("conversion", "click", "masked", ipw=True, loss="focal", gamma=2.0),
+        TaskLoss("time", "click", loss="mse", log_label=True, ipw=True),
+        TaskLoss("value", loss="mse"),
+    ]
+    loss = MultiTaskLoss(tasks)
+    labels = {
+        "click": [1, 1, 0, 1],
+        "conversion": [1, 0, NAN, NAN],
+        "time": [0.5, 9.0, 3.0, NAN],
+        "value": [0.1, 5.0, NAN, -2.0],
+    }
+    rng = np.random.default_rng(1)
+    click, *x = [tf.constant(rng.normal(size=4)) for _ in labels]
+
+    def total(*values: tf.Tensor) -> tf.Tensor:
+        logits = dict(zip(labels, [click, *values], strict=True))
+        units = {"time": tf.constant(0.5, tf.float64), "value": tf.constant(3.0, tf.float64)}
+        out = loss(labels, logits, tf.constant([1.0, 2.0, 0.5, 1.0], tf.float64), units=units)
+        return tf.add_n([out[name] for name in labels if name != "click"])
+
+    theory, numeric = tf.test.compute_gradient(total, x)
+    for a, b in zip(theory, numeric, strict=True):
+        assert np.abs(a).max() > 0.01
         np.testing.assert_allclose(a, b, atol=1e-7)
 
 
