@@ -326,6 +326,44 @@ def test_gradient_against_numeric_differences(case):
             )
 
 
+def with_floats(case: Case, change: Callable[[np.ndarray], np.ndarray]) -> Any:
+    """The case's arguments, with all that are floats changed."""
+
+    def changed(x: np.ndarray) -> tf.Tensor:
+        return tf.constant(change(x).astype("float32") if x.dtype == np.float32 else x)
+
+    return tf.nest.map_structure(changed, case.inputs)
+
+
+@pytest.mark.parametrize("size", [1e4, -1e4, 0.0])
+@every_case
+def test_hostile_numbers_give_finite_answers_and_gradients(case, size):
+    layer = build(case)
+    inputs = with_floats(case, lambda x: size * np.sign(x))
+    kwargs = {"training": True, **case.trained} if case.training else {}
+    numbers = [x for x in tf.nest.flatten(inputs) if x.dtype.is_floating]
+    with tf.GradientTape() as tape:
+        tape.watch(numbers)
+        outputs = tf.nest.flatten(layer(*inputs, **kwargs))
+        total = tf.add_n([tf.reduce_sum(out) for out in outputs])
+    assert all(np.isfinite(out).all() for out in outputs)
+    for grad in tape.gradient(total, [*numbers, *layer.trainable_weights]):
+        assert np.isfinite(tf.convert_to_tensor(grad)).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@every_case
+def test_a_row_that_is_no_number_spoils_no_other(case, bad):
+    layer = build(case)
+    inputs = with_floats(case, lambda x: np.concatenate([np.full_like(x[:1], bad), x[1:]]))
+    rest = [out[1:] for out in tf.nest.flatten(layer(*tensors(case.inputs)))]
+    found = tf.nest.flatten(layer(*inputs))
+    assert_same([out[1:] for out in found], rest)
+    if any(x.dtype.is_floating for x in tf.nest.flatten(inputs)):
+        # Nor is it hidden: training would otherwise go on from a number that means nothing.
+        assert not all(np.isfinite(out[0]).all() for out in found)
+
+
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 @every_case
 def test_mixed_precision_is_finite_and_near(case, policy):
@@ -364,32 +402,36 @@ def test_wrong_rank_or_dtype_is_refused(case, arguments):
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "match"),
     [
-        lambda: layers.GatedDense(0),
-        lambda: layers.GatedTower([4, -1]),
-        lambda: layers.GatedTower([4], dropout=1.0),
-        lambda: layers.FusedEmbedding({}, 4),
-        lambda: layers.FusedEmbedding({"user": 0}, 4),
-        lambda: layers.FusedEmbedding({"user": 3}, 4, fields=["item"]),
-        lambda: layers.FusedEmbedding({"user": 2**31}, 1),
-        lambda: layers.FusedEmbedding([("user", 3), ("user", 4)], 1),
-        lambda: layers.PiecewiseLinearEmbedding(0),
-        lambda: layers.Interactions(["fm", "fm"]),
-        lambda: layers.Interactions(["cube"]),
-        lambda: layers.CrossNetwork(0),
-        lambda: layers.TargetAttention(()),
-        lambda: layers.LocalSelfAttention(window=0),
-        lambda: layers.SharedBottom([], [4]),
-        lambda: layers.MMoE(["click", "click"], [4]),
-        lambda: layers.MMoE(["click"], [4], experts=0),
-        lambda: layers.PLE(["click"], [], levels=1),
-        lambda: layers.PLE(["click"], [4], levels=0),
-        lambda: layers.PositionTower(3, []),
-        lambda: layers.PositionTower(3, ["click"], frequencies=[1, 2]),
-        lambda: layers.PositionTower(2, ["click"], frequencies=[0, 0]),
+        (lambda: layers.GatedDense(0), "`units` of at least 1, but received 0"),
+        (lambda: layers.GatedTower([4, -1]), "`units` of at least 1, but received -1"),
+        (lambda: layers.GatedTower([4], dropout=1.0), r"`dropout` in \[0, 1\).*received 1.0"),
+        (lambda: layers.FusedEmbedding({}, 4), "at least one table"),
+        (lambda: layers.FusedEmbedding({"user": 0}, 4), "at least 1, but received 0"),
+        (lambda: layers.FusedEmbedding({"user": 3}, 4, fields=["item"]), "asked for 'item'"),
+        (lambda: layers.FusedEmbedding({"user": 2**31}, 1), r"fewer than 2\*\*31 rows"),
+        (lambda: layers.FusedEmbedding([("user", 3), ("user", 4)], 1), "distinct table names"),
+        (lambda: layers.PiecewiseLinearEmbedding(0), "at least 1, but received 0"),
+        (lambda: layers.Interactions(["fm", "fm"]), "distinct kinds"),
+        (lambda: layers.Interactions(["cube"]), "but received 'cube'"),
+        (lambda: layers.CrossNetwork(0), "at least 1, but received 0"),
+        (lambda: layers.TargetAttention(()), "at least one hidden width"),
+        (lambda: layers.LocalSelfAttention(window=0), "`window` of at least 1, but received 0"),
+        (lambda: layers.SharedBottom([], [4]), "SharedBottom requires .*task name"),
+        (lambda: layers.MMoE(["click", "click"], [4]), "distinct task names"),
+        (lambda: layers.MMoE(["click"], [4], experts=0), "`experts` of at least 1"),
+        (lambda: layers.PLE(["click"], [], levels=1), "at least one width in `units`"),
+        (lambda: layers.PLE(["click"], [4], levels=0), "`levels` of at least 1"),
+        (lambda: layers.PositionTower(3, []), "at least one task name"),
+        (
+            lambda: layers.PositionTower(3, ["click"], frequencies=[1, 2]),
+            "requires 3 `frequencies`",
+        ),
+        (lambda: layers.PositionTower(2, ["click"], frequencies=[0, 0]), "not all zero"),
+        (lambda: layers.SideMatch([]), "at least one task name"),
     ],
 )
-def test_bad_arguments_are_refused(make):
-    with pytest.raises(ValueError):
+def test_bad_arguments_are_refused(make, match):
+    with pytest.raises(ValueError, match=match):
         make()

@@ -27,6 +27,21 @@ def test_it_starts_as_the_crossing_part_of_a_factorization_machine():
     np.testing.assert_allclose(found[:, 0], crossing, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("left", "right", "expected"),
+    [
+        ([2048.0, 1.0], [1.0, 1.0], 2049.0),  # float16 goes by twos from 2048 on
+        ([300.0, 1.0], [300.0, 0.0], 90000.0),  # and ends at 65504
+        ([300.0, -300.0], [300.0, 300.0], 0.0),  # where one infinity less another is no number
+    ],
+)
+def test_products_and_sums_are_kept_in_full_precision(left, right, expected):
+    layer = SideMatch(["click"], dtype="mixed_float16")
+    found = layer((tf.constant([left], tf.float16), tf.constant([right], tf.float16)))
+    assert found.dtype == tf.float32
+    np.testing.assert_array_equal(found, [[expected]])
+
+
 def test_no_task_is_refused():
     with pytest.raises(ValueError, match="at least one task"):
         SideMatch([])
