@@ -11,25 +11,54 @@ import tf_keras
 
 from recsys.layers import PLE, GatedDense, GatedTower, LocalSelfAttention, TargetAttention
 from recsys.layers.randomness import seed_of_step
-from recsys.model import build
+from recsys.losses import TaskLoss, binary_cross_entropy, listwise_softmax, pairwise_logistic
+from recsys.model import _LossScale, build, task_loss
 from recsys.network import Network
 from recsys.outputs import Outputs, probabilities
 from recsys.packing import Packing
 from recsys.schema import model_inputs
 from recsys.spec import Spec, load, loads
-from recsys.spec.records import Balancing, Bce, Focal, HistoryAttention, Mmoe, Ple, SharedBottom
+from recsys.spec.records import (
+    Balancing,
+    Bce,
+    ColumnLabel,
+    Focal,
+    HistoryAttention,
+    Huber,
+    Mmoe,
+    Ple,
+    Ranking,
+    SharedBottom,
+    SquaredError,
+    Task,
+)
 
 pytestmark = pytest.mark.long
 
 SPECS = Path(__file__).parents[2] / "infra" / "specs"
 ROWS = 40
 
+TASKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "joint": ({"loss": Bce()}, {"loss": Focal(alpha=0.4, gamma=2.0), "space": "joint"}),
+    "ranked": (
+        {"loss": Focal(gamma=1.0), "ranking": Ranking(kind="pairwise", weight=0.5)},
+        {
+            "loss": Bce(label_smoothing=0.1),
+            "space": "observed",
+            "inverse_propensity": True,
+            "ranking": Ranking(kind="listwise", weight=0.5),
+        },
+    ),
+    "regression": ({"loss": Bce()}, {"loss": Huber(log=True), "space": "entire"}),
+}
+
 SWITCHES: dict[str, list[Any]] = {
     "balancing": ["fixed", "uncertainty", "gradnorm", "dwa", "pcgrad"],
     "sharing": [SharedBottom(), Mmoe(experts=2), Ple()],
     "precision": ["float32", "mixed_bfloat16", "mixed_float16"],
-    "loss": [Bce(), Focal(alpha=0.4, gamma=2.0)],
+    "tasks": list(TASKS),
     "recompute": [False, True],
+    "members": [1, 2],
 }
 
 
@@ -87,20 +116,26 @@ def batch_of(spec: Spec, rows: int = 64, seed: int = 0) -> dict[str, tf.Tensor]:
 
 
 def with_switches(spec: Spec, switches: dict[str, Any]) -> Spec:
-    tasks = tuple(task.model_copy(update={"loss": switches["loss"]}) for task in spec.tasks)
+    tasks = tuple(
+        task.model_copy(update=update)
+        for task, update in zip(spec.tasks, TASKS[switches["tasks"]], strict=True)
+    )
     balancing = spec.train.balancing.model_copy(update={"kind": switches["balancing"]})
+    keys = spec.data.keys.model_copy(update={"request": "request"})
     return spec.model_copy(
         update={
+            "data": spec.data.model_copy(update={"keys": keys}),
             "tasks": tasks,
             "model": spec.model.model_copy(
-                update={"sharing": switches["sharing"], "recompute": switches["recompute"]}
+                update={name: switches[name] for name in ("sharing", "recompute", "members")}
             ),
             "train": spec.train.model_copy(
                 update={
                     "balancing": balancing,
                     "precision": switches["precision"],
-                    # Far from the reach of 20 steps at the default rate.
-                    "table_learning_rate": 0.5,
+                    # Far from the reach of 20 steps at the default rate. A squared error has no
+                    # bound on its slope, and overshoots at so high a one.
+                    "table_learning_rate": 0.05 if switches["tasks"] == "regression" else 0.5,
                     "dense_learning_rate": 0.01,
                 }
             ),
@@ -200,12 +235,11 @@ def test_pcgrad_projects_all_that_tasks_share_in_a_network_and_nothing_else(memb
             "balancing": "pcgrad",
             "sharing": Ple(),
             "precision": "float32",
-            "loss": Bce(),
+            "tasks": "joint",
             "recompute": False,
+            "members": members,
         },
     )
-    network = spec.model.model_copy(update={"members": members})
-    spec = spec.model_copy(update={"model": network})
     model = build(spec, tables_of(spec))
     batch, variables = batch_of(spec), model.trainable_variables
     # Unlike at the start: zeros at the first order, and heads that point in any direction.
@@ -269,7 +303,7 @@ def test_gradnorm_measures_the_last_shared_layer_whatever_its_width(sharing, tow
         assert all("block_1" in variable.name for variable in variables)
 
 
-def test_every_step_and_every_replica_drops_other_units() -> None:
+def test_every_step_drops_other_units() -> None:
     seeds = [tuple(seed_of_step(seed, step).numpy()) for seed in (0, 2**40) for step in range(50)]
     assert len(set(seeds)) == 50 and seeds[:50] == seeds[50:]
     assert not set(seeds) & {tuple(seed_of_step(1, step).numpy()) for step in range(50)}
@@ -317,6 +351,40 @@ def test_the_parts_of_a_list_count_by_their_weights(combiner: str) -> None:
     # The weights of a list are no numbers of the item.
     network(batch)
     assert len(network._numbers) == len(Network(plain, tables_of(plain))._numbers)
+
+
+def test_members_drop_other_units_than_one_another() -> None:
+    spec = loads(EVERY_ENCODING + "  dropout: 0.5\n  members: 2\n")
+    model, batch = build(spec, tables_of(spec)), batch_of(spec)
+    first, second = model.networks
+    second.set_weights(first.get_weights())
+    for seed, alike in ((None, True), (tf.constant([1, 2]), False)):
+        one, other = model.member_logits(batch, seed is not None, seed)
+        assert np.allclose(one, other, atol=1e-6) is alike
+
+
+def test_embedding_dropout_drops_its_share_by_the_seed() -> None:
+    spec = loads(EVERY_ENCODING + "  embedding_dropout: 0.25\n")
+    network, batch = Network(spec, tables_of(spec)), batch_of(spec)
+    network(batch)
+    embeddings = tf.random.stateless_normal([64, 9, 4], [5, 6])
+    assert network.embed(batch["ids"], batch["numbers"], False)[0].shape == embeddings.shape
+    dense = batch["numbers"][:, :1]
+
+    def dropped(training: bool, *seed: int) -> np.ndarray:
+        """Where the logits do not depend on the embeddings."""
+        with tf.GradientTape() as tape:
+            tape.watch(embeddings)
+            logits = network.read(embeddings, dense, tf.constant(seed), training)
+        return tape.gradient(logits, embeddings).numpy() == 0
+
+    one, again, other = dropped(True, 1, 2), dropped(True, 1, 2), dropped(True, 1, 3)
+    # A quarter of 2304 numbers, give or take three deviations of 0.009.
+    assert one.mean() == pytest.approx(0.25, abs=0.027)
+    np.testing.assert_array_equal(one, again)
+    # Both drop a number at a chance of 1/16.
+    assert (one & other).mean() == pytest.approx(1 / 16, abs=0.02)
+    assert not dropped(False, 1, 2).any()
 
 
 PAST = "- {name: past, owner: user, encode: {kind: history, of: item, max_length: 7}}\n"
@@ -469,6 +537,174 @@ def test_a_step_reports_the_mean_loss_of_the_members(members: int) -> None:
     found = model.train_step(batch)
     for name, value in expected.items():
         assert float(found[name]) == pytest.approx(value, rel=1e-4), name
+
+
+def test_each_member_learns_as_it_would_alone() -> None:
+    spec = load(SPECS / "world.yaml").shrunk()
+    train = spec.train.model_copy(update={"table_learning_rate": 0.5})
+    models = []
+    for members in (2, 1):
+        part = spec.model.model_copy(update={"members": members, "dropout": 0.0})
+        kind = spec.model_copy(update={"model": part, "train": train})
+        models.append(build(kind, tables_of(kind)))
+    both, alone = models
+    alone.networks[0].set_weights(both.networks[1].get_weights())
+    start = both.networks[1].get_weights()
+    for _ in range(2):
+        for model in models:
+            model.train_step(batch_of(spec))
+    ends = [model.networks[-1].get_weights() for model in models]
+    for before, left, right in zip(start, *ends, strict=True):
+        np.testing.assert_allclose(left - before, right - before, rtol=1e-3, atol=1e-6)
+    assert max(np.abs(a - b).max() for a, b in zip(start, ends[0], strict=True)) > 0.05
+
+
+LABEL = ColumnLabel(column="c")
+
+
+@pytest.mark.parametrize(
+    ("of_spec", "expected"),
+    [
+        (
+            {
+                "loss": Bce(label_smoothing=0.1),
+                "weight": 0.5,
+                "ranking": Ranking(kind="pairwise", weight=0.3),
+            },
+            {
+                "loss": "bce",
+                "label_smoothing": 0.1,
+                "weight": 0.5,
+                "ranking": "pairwise",
+                "ranking_weight": 0.3,
+            },
+        ),
+        (
+            {
+                "loss": Focal(alpha=0.25, gamma=2.0, label_smoothing=0.2),
+                "given": "before",
+                "space": "observed",
+                "inverse_propensity": True,
+            },
+            {
+                "loss": "focal",
+                "alpha": 0.25,
+                "gamma": 2.0,
+                "label_smoothing": 0.2,
+                "given": "before",
+                "mode": "masked",
+                "ipw": True,
+            },
+        ),
+        # What the spec leaves out: focal loss of gamma 1, over the entire space.
+        ({"given": "before"}, {"loss": "focal", "gamma": 1.0, "mode": "entire_space"}),
+        (
+            {"given": "before", "space": "joint", "ranking": Ranking(kind="listwise")},
+            {"loss": "focal", "gamma": 1.0, "mode": "joint", "ranking": "listwise"},
+        ),
+        (
+            {"loss": Huber(delta=2.5, log=True), "given": "before"},
+            {"loss": "huber", "huber_delta": 2.5, "log_label": True, "mode": "masked"},
+        ),
+        ({"loss": Huber()}, {"loss": "huber", "huber_delta": 1.0}),
+        ({"loss": SquaredError(log=True)}, {"loss": "mse", "log_label": True}),
+        ({"loss": SquaredError(), "weight": 3.0}, {"loss": "mse", "weight": 3.0}),
+    ],
+)
+def test_a_task_is_trained_by_the_loss_that_the_spec_says(
+    of_spec: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    task = Task(name="a", label=LABEL, **of_spec)
+    assert task_loss(task) == TaskLoss("a", **{"given": of_spec.get("given"), **expected})
+
+
+@pytest.mark.parametrize(
+    ("kind", "loss"), [("pairwise", pairwise_logistic), ("listwise", listwise_softmax)]
+)
+def test_a_ranking_loss_is_added_and_trained(kind: str, loss: Any) -> None:
+    spec = load(SPECS / "world.yaml").shrunk()
+    ranking = Ranking(kind=kind, weight=0.25)
+    click = spec.tasks[0].model_copy(update={"loss": Bce(), "ranking": ranking})
+    part = spec.model.model_copy(update={"members": 1, "dropout": 0.0})
+    train = spec.train.model_copy(update={"table_learning_rate": 0.5})
+    spec = spec.model_copy(
+        update={"tasks": (click, *spec.tasks[1:]), "model": part, "train": train}
+    )
+    model, batch = build(spec, tables_of(spec)), batch_of(spec)
+    labels = batch["labels"][:, 0]
+
+    def parts() -> tuple[float, float]:
+        logits = model.predict_logits(batch)[:, 0]
+        rows = tf.reduce_mean(binary_cross_entropy(labels, logits))
+        return float(rows), float(loss(labels, logits, batch["groups"]))
+
+    rows, ranked = parts()
+    found = model.train_step(batch)
+    assert float(found["loss/click"]) == pytest.approx(rows + 0.25 * ranked, rel=1e-4)
+    for _ in range(5):
+        model.train_step(batch)
+    assert parts()[1] < ranked - 0.01
+
+
+def test_the_loss_reported_weighs_the_tasks_as_the_spec_does() -> None:
+    spec = load(SPECS / "world.yaml").shrunk()
+    factors = [2.0, 0.5, 3.0][: len(spec.tasks)]
+    tasks = tuple(
+        task.model_copy(update={"weight": factor})
+        for task, factor in zip(spec.tasks, factors, strict=True)
+    )
+    spec = spec.model_copy(update={"tasks": tasks})
+    model = build(spec, tables_of(spec))
+    found = {name: float(value) for name, value in model.test_step(batch_of(spec)).items()}
+    expected = sum(task.weight * found[f"loss/{task.name}"] for task in tasks)
+    assert found["loss"] == pytest.approx(expected, rel=1e-6)
+    assert found["loss"] != pytest.approx(sum(found.values()) - found["loss"], rel=0.01)
+
+
+def test_compiled_by_xla_it_learns_the_same() -> None:
+    losses = []
+    for xla in ("false", "true"):
+        spec = loads(EVERY_ENCODING + f"  xla: {xla}\n")
+        model = build(spec, tables_of(spec))
+        data = tf.data.Dataset.from_tensors(batch_of(spec)).repeat(5)
+        steps = model.fit(data, verbose=0)
+        after = model.evaluate(data.take(1), verbose=0, return_dict=True)
+        losses.append([steps.history["loss"][0], *after.values()])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+
+
+def test_the_loss_scale_halves_at_an_overflow_and_doubles_after_a_while_without() -> None:
+    scale = _LossScale(8.0, growth_steps=2)
+    rows = tf.IndexedSlices(tf.constant([[16.0]]), tf.constant([1]), tf.constant([3, 1]))
+
+    def step(value: float) -> tuple[float, float]:
+        """The gradient without the scale, and the next scale."""
+        dense, none, sparse = scale.unscale([tf.constant([value]), None, rows])
+        assert none is None and sparse.indices.numpy().tolist() == [1]
+        # Where one gradient overflows, all of them are left out.
+        assert float(sparse.values[0, 0]) == (16.0 / before if np.isfinite(value) else 0.0)
+        return float(dense[0]), float(scale.value())
+
+    expected = [
+        (16.0, 2.0, 8.0),
+        (16.0, 2.0, 16.0),  # the second in a row
+        (16.0, 1.0, 16.0),
+        (np.inf, 0.0, 8.0),
+        (16.0, 2.0, 8.0),  # counted anew
+        (np.nan, 0.0, 4.0),
+        (16.0, 4.0, 4.0),
+        (16.0, 4.0, 8.0),
+    ]
+    for value, unscaled, after in expected:
+        before = float(scale.value())
+        assert step(value) == (unscaled, after)
+
+
+@pytest.mark.parametrize(("start", "value"), [(2.0**24, 1.0), (1.0, np.inf)])
+def test_the_loss_scale_has_a_ceiling_and_a_floor(start: float, value: float) -> None:
+    scale = _LossScale(start, growth_steps=1)
+    scale.unscale([tf.constant([value])])
+    assert float(scale.value()) == start
 
 
 def test_regressions_alone_are_ranked_by_their_mean() -> None:
