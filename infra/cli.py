@@ -178,6 +178,10 @@ def spec_infer(
     user: Annotated[str | None, typer.Option(help="The user's column; default: by name.")] = None,
     item: Annotated[str | None, typer.Option(help="The item's column; default: by name.")] = None,
     time: Annotated[str | None, typer.Option(help="The time's column; default: by name.")] = None,
+    request: Annotated[
+        str | None,
+        typer.Option(help="The column of what was shown together; default: by name."),
+    ] = None,
     label: Annotated[
         list[str] | None,
         typer.Option(help="A label's column, 0 and 1; may be given again. Default: by name."),
@@ -188,16 +192,16 @@ def spec_infer(
     from recsys.artifacts import write_text
     from recsys.spec import loads
 
-    text = infer(table, user=user, item=item, time=time, labels=label or ())
-    loads(text, str(output or "the inferred spec"))
-    if output is None:
-        print(text, end="")
-    elif output.exists():
+    if output is not None and output.exists():
         raise UserError(
             "The output already exists.",
             where=str(output),
             fix="Name another file, or remove this one.",
         )
+    text = infer(table, user=user, item=item, time=time, request=request, labels=label or ())
+    loads(text, str(output or "the inferred spec"))
+    if output is None:
+        print(text, end="")
     else:
         write_text(output, text)
 

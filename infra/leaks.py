@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +15,16 @@ MATCH = 0.99
 """Share of rows with a value that have the label, and of those with the label that have a value."""
 TELLING = 0.995
 """AUC of one column alone above which it cannot have been known before."""
-FEWEST = 30
+DOUBTFUL = 0.9
+"""AUC of one column alone from which that is asked."""
+FEWEST = 5
 """Rows with the label, and without, from which this is judged."""
-MOST_GROUPS = 50
-"""Categories whose order by the label's rate is not yet learned by heart."""
+HEARTY = 30
+"""Rows with the label from which its rates by category are no chance of a few rows."""
+SURE = 20.0
+"""-log of the chance that all rows with a value have the label, above which it is none."""
+MOST_GROUPS, FEW_GROUPS = 50, 5
+"""Categories whose order by the label's rate is not yet learned by heart; with a rare label."""
 
 
 @dataclass(frozen=True)
@@ -46,41 +53,76 @@ def truths(labels: dict[str, np.ndarray], given: dict[str, str | None]) -> list[
     ]
 
 
-def leak(values: pa.ChunkedArray, column: Column, labels: list[Truth]) -> str:
-    """Why a column seems to be known only after one of the labels; '' where it does not."""
+@dataclass(frozen=True)
+class Late:
+    """Why a column seems to be known only after a label; `sure`, or else a doubt."""
+
+    why: str
+    sure: bool
+
+
+def late(values: pa.ChunkedArray, column: Column, labels: list[Truth]) -> Late | None:
+    """Whether a column seems to be known only after one of the labels."""
     absent = missing(values)
+    if pa.types.is_boolean(values.type):
+        values = values.cast(pa.int8())
     if column.kind != "list" and (column.kind == "number" or column.known <= MOST_GROUPS):
         groups, order = _groups(values, absent)
     else:
         groups, order = absent.astype(np.int64), 0
+    doubt = None
+    filled = list(_filled(values, groups, absent, column))
     for truth in labels:
-        here, ones = ~absent[truth.rows], truth.ones[truth.rows]
+        ones = truth.ones[truth.rows]
+        here = ~absent[truth.rows]
         both = (here & ones).sum()
         if not here.all() and both > MATCH * here.sum() and both > MATCH * ones.sum():
-            return f"it is there where {truth.name!r} is 1, and nowhere else"
+            return Late(f"it is there where {truth.name!r} is 1, and nowhere else", True)
         area = _area(groups[truth.rows], order, ones)
         if area > TELLING:
-            return f"alone it tells {truth.name!r} (AUC {area:.3f})"
-    return ""
+            return Late(f"alone it tells {truth.name!r} (AUC {area:.3f})", True)
+        if area >= DOUBTFUL and doubt is None:
+            doubt = Late(f"alone it tells {truth.name!r} well (AUC {area:.3f})", False)
+    # Of a funnel, the last one that holds says the most.
+    for truth in sorted(labels, key=lambda truth: truth.ones.sum()):
+        ones = truth.ones[truth.rows]
+        for there, what in filled:
+            here = there[truth.rows]
+            if not here.all() and within(here, ones):
+                # A few rows may be one user's.
+                found = Late(
+                    f"it is {what} only where {truth.name!r} is 1", bool(here.sum() >= HEARTY)
+                )
+                if found.sure:
+                    return found
+                doubt = doubt or found
+    return doubt
 
 
-def doubt(values: pa.ChunkedArray, labels: list[Truth]) -> str:
-    """The label that nearly all rows with a value have, of which others have none; '' if none.
+def within(here: np.ndarray, ones: np.ndarray) -> bool:
+    """Whether rows lie within a label's 1s, as nothing known before it does (bool [rows] each)."""
+    rows, rate = here.sum(), ones.mean()
+    if not 0 < rate < 1 or not rows or ones[here].mean() <= MATCH:
+        return False
+    return bool(-rows * np.log(rate) > SURE)
 
-    Such a column may be filled after the label, as a review is, or by chance of what was logged.
-    """
-    there = ~missing(values)
-    for truth in labels:
-        here, ones = there[truth.rows], truth.ones[truth.rows]
-        if here.sum() >= FEWEST and ones.mean() < 0.5 and ones[here].mean() > MATCH:
-            return truth.name
-    return ""
+
+def _filled(
+    values: pa.ChunkedArray, groups: np.ndarray, absent: np.ndarray, column: Column
+) -> Iterator[tuple[np.ndarray, str]]:
+    """Rows that have something, bool [rows]: a value, one other than 0, or than the usual one."""
+    yield ~absent, "there"
+    if column.kind == "number":
+        yield ~absent & (pc.fill_null(values, 0).to_numpy() != 0), "other than 0"
+    if column.kind in ("number", "text") and len(groups):
+        counts = np.bincount(groups)
+        usual = int(counts.argmax())
+        if usual > 0 and 2 * counts[usual] > len(groups):
+            yield ~absent & (groups != usual), "other than in most rows"
 
 
 def _groups(values: pa.ChunkedArray, absent: np.ndarray) -> tuple[np.ndarray, int]:
     """A number for each value, by size, from 1; 0 where missing. And how many there are."""
-    if pa.types.is_boolean(values.type):
-        values = values.cast(pa.int8())
     if pa.types.is_string(values.type):
         codes = pc.fill_null(values, "").combine_chunks().dictionary_encode().indices.to_numpy()
         codes = codes.astype(np.int64)
@@ -94,7 +136,8 @@ def _area(groups: np.ndarray, count: int, ones: np.ndarray) -> float:
     """AUC of the groups: by their order either way, or by the label's rate where they are few."""
     rows = np.bincount(groups, minlength=count + 1).astype(np.float64)
     good = np.bincount(groups, weights=ones, minlength=count + 1)
-    if (rows > 0).sum() <= MOST_GROUPS:
+    most = MOST_GROUPS if min(ones.sum(), (~ones).sum()) >= HEARTY else FEW_GROUPS
+    if (rows > 0).sum() <= most:
         order = np.argsort(good / np.maximum(rows, 1))
         return _ranked(good[order], (rows - good)[order])
     bad = rows - good

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -14,6 +16,10 @@ import pyarrow.compute as pc
 from pyarrow import types
 
 from beam_jobs.validate import MS_PER_DAY, parse_time
+from infra.owners import Owners
+from infra.tables import Column, sample, snake
+from infra.writing import quoted
+from recsys.errors import EXIT_WRONG_USE, UserError
 from recsys.raw import canonical
 from recsys.schema import RawColumn
 from recsys.spec.records import TimeColumn
@@ -37,6 +43,26 @@ _DATE = re.compile(
     re.I,
 )
 _CLOCK = re.compile(r"\d{1,2}:\d{2}(:\d{2}([.]\d+)?)?( ?[AP]M)?", re.I)
+_TIME = r"time|timestamp|ts|datetime|date_?time|shown_at|event_time|time_ms"
+_DATED = r"(?i)date|time"
+_NOT_WHEN = (
+    r"valid|until|expir|due|end|next|last|prev|birth|born|since|sign_?up|regist|joined|released?|"
+    r"click|order|purchase|deliver|updated|modified"
+)
+"""Words in names of times that are not those of the impression."""
+FEWEST_TIMES = 100
+"""Values of a column that nobody named from which it could be a time."""
+_TIMED = (
+    r"(.*_)?(time|ts|at|t|when|date|datetime|timestamp|epoch|unix|dt)"
+    r"(_(s|ms|us|ns|sec|secs|seconds|millis|utc|unix))?|timestamp.*"
+)
+"""Names of columns that hold times where their numbers are some."""
+_CENTURY = {
+    unit: (946_684_800 * per_second, 4_102_444_800 * per_second)
+    for unit, per_second in (("s", 1), ("ms", 10**3), ("us", 10**6), ("ns", 10**9))
+}
+_COARSE = {"minutes": 60, "hours": 3600, "days": DAY_SECONDS}
+_OLD = 10 * 365 * DAY_SECONDS
 _FIRST, _LAST = (pd.Timestamp(f"{year}-01-01") for year in (1900, 2200))
 _EPOCH = pd.Timestamp(0)
 
@@ -47,6 +73,37 @@ class Reading:
 
     column: TimeColumn
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Time:
+    """The time of the rows.
+
+    Attributes:
+        name: Its column.
+        read: How that is read.
+        day: Each row's day since the epoch, float64 [rows]; NaN where there is none.
+        of_day: Whether it tells the time of the day, too.
+    """
+
+    name: str
+    read: Reading
+    day: np.ndarray
+    of_day: bool
+
+    @classmethod
+    def of(cls, name: str, read: Reading, values: pa.ChunkedArray) -> Time:
+        """The time that a column tells."""
+        ms, bad = parse_time(values, read.column)
+        of_day = bool((ms[~bad] % MS_PER_DAY != 0).mean() > 0.5) if (~bad).any() else False
+        return cls(name, read, _days(ms, bad), of_day)
+
+    @property
+    def told(self) -> str:
+        """The line of the spec."""
+        column = self.read.column
+        how = f"format: {json.dumps(column.format)}" if column.format else f"unit: {column.unit}"
+        return f"  time: {{column: {quoted(self.name)}, {how}}}"
 
 
 def reading(values: pa.ChunkedArray, name: str) -> Reading | str:
@@ -75,7 +132,11 @@ def reading(values: pa.ChunkedArray, name: str) -> Reading | str:
 
 
 def holds_dates(values: pa.ChunkedArray, name: str) -> bool:
-    """Whether a column that nobody named holds dates, by its type, text, or name and number."""
+    """Whether a column that nobody named holds dates, by its type, text, or name and number.
+
+    Numbers of a column named like a time are times where they lie in this century; 0 and -1 may
+    stand for none.
+    """
     kind = values.type
     if types.is_date(kind) or types.is_timestamp(kind):
         return True
@@ -85,13 +146,138 @@ def holds_dates(values: pa.ChunkedArray, name: str) -> bool:
         return dates and isinstance(reading(values, name), Reading)
     if types.is_integer(kind) and re.fullmatch(r"(.*_)?(date|day|dt|ds)", name, re.I):
         found = reading(values, name)
-        return isinstance(found, Reading) and found.column.format is not None
-    return False
+        if isinstance(found, Reading) and found.column.format is not None:
+            return True
+    numeric = types.is_integer(kind) or types.is_floating(kind)
+    return numeric and re.fullmatch(_TIMED, snake(name)) is not None and this_century(values, 0)
+
+
+def this_century(values: pa.ChunkedArray, least: float | None = None) -> bool:
+    """Whether numbers are times of this century in some unit, those up to `least` aside."""
+    numbers = values.to_numpy().astype(np.float64)
+    if least is not None:
+        numbers = numbers[numbers > least]
+    return any(_within(numbers, first, last) for first, last in _CENTURY.values())
+
+
+def _within(numbers: np.ndarray, first: float, last: float) -> bool:
+    return len(numbers) > 0 and bool(((numbers >= first) & (numbers < last)).mean() >= PARSED)
+
+
+def choose(
+    whole: pa.Table,
+    table: pa.Table,
+    columns: list[Column],
+    dates: list[Column],
+    named: str | None,
+    owners: Owners,
+    path: Path,
+) -> tuple[Time | None, list[str], dict[str, str]]:
+    """The time: by its name, or the earliest one that is neither the user's nor the item's.
+
+    Args:
+        whole: The table as it was read.
+        table: A sample of it.
+        columns: Those that may be the time.
+        dates: Those of them that hold dates or times.
+        named: The one that somebody named.
+        owners: Of the table.
+        path: Of the table.
+
+    Returns:
+        It, or None; what is to be said of the choice; and why columns named like it are none.
+
+    Raises:
+        UserError: The named column is no time.
+    """
+    notes: list[str] = []
+    untimed: dict[str, str] = {}
+    raw = whole if len(whole) == len(table) else sample(whole, len(table))
+    first = [named] if named else [c.name for c in columns if re.fullmatch(_TIME, c.snake)]
+    own = [c for c in dates if c.name not in first and owners.of(c.name) == "context"]
+    likely = [c.name for c in own if not re.search(_NOT_WHEN, c.snake)]
+    if not likely and len(own) == 1:
+        likely = [own[0].name]
+    found: list[tuple[str, Reading]] = []
+    for group in (first, likely):
+        for name in group:
+            way = reading(raw[name], name)
+            if isinstance(way, str):
+                if named:
+                    raise UserError(
+                        f"The column {name!r} is no time: it {way}.",
+                        where=str(path),
+                        expected=f"epoch numbers, ISO 8601 or another date in {PARSED:.0%} of the "
+                        "rows",
+                        found=texts(raw[name]),
+                        fix="Name another column, or none: rows are then divided by chance.",
+                        exit_code=EXIT_WRONG_USE,
+                    )
+                notes.append(f"  # No time by {name!r}: it {way}.")
+                untimed[name] = way
+            elif group is first or _is_clock(raw[name]):
+                found.append((name, way))
+        if found:
+            break
+    if found:
+        said = "by its name" if found[0][0] in first else "the only one with times of the moment"
+        chosen, way = min(found, key=lambda pair: _middle(raw[pair[0]], pair[1].column))
+        others = [repr(name) for name, _ in found if name != chosen]
+        if others:
+            said = f"the earliest; {', '.join(others)} hold{'s' * (len(others) == 1)} times too"
+        if not named:
+            notes.append(f"  # The time is {chosen!r}, {said}.")
+        if way.note:
+            notes.append(f"  # {chosen!r} {way.note}.")
+        return Time.of(chosen, way, whole[chosen]), notes, untimed
+    for column in columns:
+        if column.name in untimed or column in dates or not re.search(_DATED, column.name):
+            continue
+        way = reading(raw[column.name], column.name)
+        if isinstance(way, str) and types.is_string(raw[column.name].type):
+            notes.append(f"  # No time by {column.name!r}: it {way}.")
+            untimed[column.name] = way
+    left = [repr(c.name) for c in dates if c.name not in untimed]
+    if left:
+        hold = "holds dates; name it" if len(left) == 1 else "hold dates; name one"
+        notes.append(f"  # No time: {', '.join(left)} {hold} with --time to split by day.")
+    others = [
+        repr(c.name)
+        for c in columns
+        if c.kind == "number"
+        and c not in dates
+        and c.distinct > FEWEST_TIMES
+        and not c.numbers_names
+        and this_century(raw[c.name])
+    ]
+    if others:
+        notes.append(f"  # {', '.join(others)} could be times: name one with --time if so.")
+    return None, notes, untimed
+
+
+def _is_clock(values: pa.ChunkedArray) -> bool:
+    """Whether a column that nobody named tells the time of nearly all rows."""
+    kind = values.type
+    numeric = types.is_integer(kind) or types.is_floating(kind)
+    return not numeric or this_century(values) or _of_digits(values)
+
+
+def _of_digits(values: pa.ChunkedArray) -> bool:
+    found = reading(values, "")
+    return isinstance(found, Reading) and found.column.format is not None
+
+
+def _middle(values: pa.ChunkedArray, column: TimeColumn) -> float:
+    ms, bad = parse_time(values, column)
+    return float(np.median(ms[~bad])) if (~bad).any() else np.inf
 
 
 def days(values: pa.ChunkedArray, column: TimeColumn) -> np.ndarray:
     """Days since the epoch, float64 [rows]; NaN where there is none, or none of these centuries."""
-    ms, bad = parse_time(values, column)
+    return _days(*parse_time(values, column))
+
+
+def _days(ms: np.ndarray, bad: np.ndarray) -> np.ndarray:
     first, last = ((end - _EPOCH).days for end in (_FIRST, _LAST))
     day = np.floor_divide(ms, MS_PER_DAY).astype(np.float64)
     return np.where(bad | (day < first) | (day >= last), np.nan, day)
@@ -116,10 +302,20 @@ def _of_numbers(values: pa.ChunkedArray, name: str, numbers: np.ndarray) -> Read
         found = _tried(values, [written])
         if isinstance(found, Reading) and np.isfinite(days(values, written)).mean() >= PARSED:
             return found
+    for unit, seconds in _COARSE.items():
+        if _within(numbers, *(bound / seconds for bound in _CENTURY["s"])):
+            return f"looks like {unit} since 1970, and is to be written in seconds"
     if np.abs(numbers).max() < DAY_SECONDS:
         return "holds numbers that are no dates: the time of day, perhaps"
     unit = next(unit for unit, bound in _UNITS if abs(middle) < bound)
-    return _tried(values, [TimeColumn(column=name, unit=unit)])
+    found = _tried(values, [TimeColumn(column=name, unit=unit)])
+    if isinstance(found, Reading) and unit == "s" and abs(middle) < _OLD:
+        return replace(
+            found,
+            note="lies near 1970, as seconds from the start of a log do: right only if they are "
+            "seconds",
+        )
+    return found
 
 
 def _tried(values: pa.ChunkedArray, ways: list[TimeColumn]) -> Reading | str:

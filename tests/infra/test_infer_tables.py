@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from infra.bad_rows import keeps_duplicates
 from infra.infer import infer
 from recsys.errors import UserError
 from recsys.spec import Spec, loads
@@ -109,14 +110,83 @@ def test_what_only_goes_with_a_label_stays(tmp_path: Path) -> None:
     assert {"strong", "mostly", "seldom"} <= set(encodings(spec))
 
 
-def test_what_only_some_of_the_labelled_have_is_doubted(tmp_path: Path) -> None:
+def test_what_only_the_labelled_have_is_left_out(tmp_path: Path) -> None:
     frame = log()
-    frame["review"] = bought(frame, frame["x"]).where(np.arange(ROWS) % 2 == 0)
+    half = np.arange(ROWS) % 2 == 0
+    frame["review"] = bought(frame, frame["x"]).where(half)
+    frame["value"] = (bought(frame, 5 + frame["x"].abs()).where(np.arange(ROWS) % 30 > 0)).fillna(0)
+    frame["sold"] = bought(frame, np.arange(ROWS) % 3).fillna(0).astype(int)
+    frame["clicks"] = frame["click"] * (np.arange(ROWS) % 4)
+    frame["booked"] = frame["click"] * half
     text = infer(written(frame, tmp_path))
-    assert encodings(loads(text))["review"] == "quantiles"
-    # Who purchased had clicked, which is the first of the labels.
-    assert "# 'review' is there only where 'click' is 1: leave it out if" in text
-    assert text.count("leave it out if") == 1
+    assert not {"review", "value", "sold", "clicks", "booked"} & set(encodings(loads(text)))
+    # Who purchased had clicked, but the purchase says more.
+    assert "'review': it is there only where 'purchase' is 1" in text
+    for name in ("value", "sold"):
+        assert f"'{name}': it is other than 0 only where 'purchase' is 1" in text
+    assert "'clicks': it is other than 0 only where 'click' is 1" in text
+    # Two can be labels.
+    assert "write 0 and 1 to learn it" in text and "to learn: --label booked" in text
+    assert "--label sold" not in text
+
+
+def test_what_tells_a_label_well_is_doubted(tmp_path: Path) -> None:
+    frame = log()
+    wrong = np.arange(ROWS) % 50 == 0
+    frame["nearly"] = np.where(wrong, 1 - frame["click"], frame["click"])
+    # Of two values, AUC is the mean of what is right among the ones and among the zeros.
+    area = 1 - np.mean([wrong[frame["click"] == label].mean() for label in (0, 1)])
+    frame["seldom"] = 0
+    frame.loc[frame.index[frame["click"] == 1][:20], "seldom"] = 1
+    text = infer(written(frame, tmp_path))
+    assert encodings(loads(text))["nearly"] == encodings(loads(text))["seldom"] == "vocabulary"
+    assert f"# 'nearly': alone it tells 'click' well (AUC {area:.3f})" in text
+    # Twenty rows may be one user's.
+    assert "# 'seldom': it is other than 0 only where 'click' is 1. Leave it out if" in text
+    assert text.count("Leave it out if") == 2
+
+
+def test_few_labelled_rows_are_judged_and_fewer_are_said(tmp_path: Path) -> None:
+    frame = log().drop(columns=["click", "purchase"])
+    frame["like"] = (np.arange(ROWS) % 200 == 7).astype(int)
+    frame["amount"] = frame["x"].where(frame["like"] == 1)
+    frame["state"] = np.where(frame["like"] == 1, "done", "none")
+    assert frame["like"].sum() == 6
+    text = infer(written(frame, tmp_path))
+    assert not {"amount", "state"} & set(encodings(loads(text)))
+    assert "was not judged" not in text
+    frame.loc[frame.index[frame["like"] == 1][:2], "like"] = 0
+    text = infer(written(frame, tmp_path))
+    assert "only after 'like' was not judged: fewer than 5 rows differ" in text
+
+
+def test_an_attribute_is_no_task(tmp_path: Path) -> None:
+    frame = log()
+    frame["subscribed"] = (frame["user_id"].str[1:].astype(int) % 3 == 0).astype(int)
+    frame["sale"] = (frame["item_id"].str[1:].astype(int) % 3 == 0).astype(int)
+    text = infer(written(frame, tmp_path))
+    spec = loads(text)
+    assert [task.name for task in spec.tasks] == ["click", "purchase"]
+    assert (spec.feature("subscribed").owner, spec.feature("sale").owner) == ("user", "item")
+    assert "# No task of 'subscribed': each user has one value" in text
+    # Someone who names it knows better.
+    named = loads(infer(written(frame, tmp_path), labels=["subscribed"]))
+    assert [task.name for task in named.tasks] == ["subscribed"]
+
+
+def test_a_funnel_is_no_chance(tmp_path: Path) -> None:
+    frame = log()
+    frame["share"] = 0
+    frame.loc[frame.index[frame["click"] == 1][:3], "share"] = 1
+    text = infer(written(frame, tmp_path))
+    tasks = {task.name: task.given for task in loads(text).tasks}
+    # By chance three rows lie within 30% in 2.7%, and 180 in none of all cases.
+    assert tasks == {"click": None, "purchase": "click", "share": None}
+    assert "# 'share' lies within 'click', perhaps by chance (3 rows have it)" in text
+    # Nearly all rows were seen, so that any label lies within.
+    frame = log().drop(columns="purchase")
+    frame["watched"] = (np.arange(ROWS) % 300 > 0).astype(int)
+    assert [t.given for t in loads(infer(written(frame, tmp_path))).tasks] == [None, None]
 
 
 def test_a_label_blank_where_the_one_before_did_not_happen_follows_it(tmp_path: Path) -> None:
@@ -425,7 +495,8 @@ def test_what_is_no_time_is_told_or_refused(tmp_path: Path, case: str) -> None:
     # Another column that holds the date is the time then.
     frame["date"] = log()["timestamp"].dt.date
     time = loads(infer(written(frame, tmp_path))).data.time
-    assert (time is None) == (case == "mostly missing")
+    assert time is not None and time.column == "date"
+    assert "timestamp" not in encodings(loads(text)) or case in ("hour", "words")
 
 
 def test_the_only_column_of_dates_is_the_time(tmp_path: Path) -> None:
@@ -435,9 +506,288 @@ def test_the_only_column_of_dates_is_the_time(tmp_path: Path) -> None:
     spec = loads(infer(written(frame, tmp_path)))
     assert spec.data.time is not None and spec.data.time.column == "date"
     assert "released" not in encodings(spec)
-    # Of two that could be it, none is taken; and neither is a word.
+    # Of two that could be it, the earlier is taken; and neither is a word.
     frame["seen_on"] = frame["date"] + pd.to_timedelta(np.arange(ROWS) % 3, unit="D")
+    frame = frame[["seen_on", *frame.columns.drop("seen_on")]]
+    text = infer(written(frame, tmp_path))
+    time = loads(text).data.time
+    assert time is not None and time.column == "date"
+    assert "# The time is 'date', the earliest; 'seen_on' holds times too." in text
+    assert not {"date", "released", "seen_on"} & set(encodings(loads(text)))
+
+
+@pytest.mark.parametrize(
+    ("name", "per_second", "unit"),
+    [("event_timestamp", 1, "s"), ("created_at", 1000, "ms"), ("logTime", 1, "s")],
+)
+def test_numbers_named_like_a_time_are_one(
+    tmp_path: Path, name: str, per_second: int, unit: str
+) -> None:
+    frame = log()
+    frame["timestamp"] = epoch(frame, per_second).astype("int64")
+    # What comes later is no time, nor is what was noted only where something happened.
+    later = pd.Timestamp("2026-06-01") + pd.to_timedelta(np.arange(ROWS) % 50, unit="D")
+    frame["valid_until"] = later.strftime("%Y-%m-%d")
+    frame["click_time"] = frame["timestamp"].where(frame["click"] == 1, 0)
+    # Nor is half past three.
+    frame["departure_time"] = 1530 + np.arange(ROWS) % 200
+    frame = frame.rename(columns={"timestamp": name})
+    text = infer(written(frame, tmp_path))
+    time = loads(text).data.time
+    assert time is not None and (time.column, time.unit) == (name, unit)
+    assert f"# The time is {name!r}, the only one with times of the moment." in text
+    assert not {name, "valid_until", "click_time"} & set(encodings(loads(text)))
+    assert encodings(loads(text))["departure_time"] == "quantiles"
+
+
+@pytest.mark.parametrize(("seconds", "what"), [(60, "minutes"), (3600, "hours"), (86_400, "days")])
+def test_coarse_numbers_since_1970_are_no_seconds(tmp_path: Path, seconds: int, what: str) -> None:
+    frame = log()
+    frame["timestamp"] = (epoch(frame, 1) // seconds).astype("int64")
     text = infer(written(frame, tmp_path))
     assert loads(text).data.time is None
-    assert "# No time: 'date', 'released', 'seen_on' hold dates; name one with --time" in text
-    assert not {"date", "released", "seen_on"} & set(encodings(loads(text)))
+    assert f"# No time by 'timestamp': it looks like {what} since 1970" in text
+    # From the start of the log, they are days that can be told apart.
+    frame["timestamp"] = (epoch(log(), 1) - epoch(log(), 1).min()).astype("int64")
+    text = infer(written(frame, tmp_path))
+    assert loads(text).data.split.kind == "time" and "'timestamp' lies near 1970" in text
+
+
+# --------------------------------------------------------------------------------- splits
+
+
+@pytest.mark.parametrize("stray", ["2098-01-01", "2026-01-21"])
+def test_a_few_rows_at_the_end_are_no_test(tmp_path: Path, stray: str) -> None:
+    frame = log()
+    frame.loc[ROWS - 1, "timestamp"] = pd.Timestamp(stray)
+    text = infer(written(frame, tmp_path))
+    split = loads(text).data.split
+    assert split.kind == "time"
+    assert (str(split.train_to), str(split.validation_to), str(split.test_to)) == (
+        "2026-01-16", "2026-01-18", "2026-01-20",
+    )  # fmt: skip
+    assert "# 1 row after 2026-01-20, the last day with many: left out." in text
+
+
+def test_days_are_held_out_by_their_rows(tmp_path: Path) -> None:
+    frame = log()
+    # The last two days have 12 rows each, a hundredth; three more have 72 each.
+    rows = np.repeat(np.arange(20), [960 // 15] * 15 + [72, 72, 72, 12, 12])
+    frame["timestamp"] = pd.Timestamp("2026-01-01 08:00") + pd.to_timedelta(rows, unit="D")
+    split = loads(infer(written(frame, tmp_path))).data.split
+    assert split.kind == "time"
+    assert (str(split.train_to), str(split.validation_to)) == ("2026-01-15", "2026-01-17")
+
+
+def test_a_split_without_a_label_is_said(tmp_path: Path) -> None:
+    frame = log()
+    frame["purchase"] = frame["purchase"].where(frame.index < ROWS * 0.5, 0)
+    text = infer(written(frame, tmp_path))
+    for part in ("validation", "test"):
+        assert f"# No row of the {part} split has 'purchase'" in text
+    assert "No row of the training split" not in text
+    rare = log().assign(click=(np.arange(ROWS) % 300 == 0).astype(int))
+    text = infer(written(rare.drop(columns=["timestamp", "purchase"]), tmp_path))
+    assert "# Only 4 rows have 'click': validation and test have about a tenth" in text
+
+
+def test_a_table_sorted_by_its_label_is_judged_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infra.infer.SAMPLE_ROWS", 400)
+    frame = log().drop(columns=["timestamp", "purchase"]).sort_values("click", kind="stable")
+    frame["country"] = np.where(np.arange(ROWS) == 7, "fr", "de")
+    spec = loads(infer(written(frame, tmp_path)))
+    assert [task.name for task in spec.tasks] == ["click"]
+    assert "country" in encodings(spec)
+
+
+# ------------------------------------------------------------------ ids, keys and requests
+
+
+def test_whole_numbers_that_name_things_are_no_amounts(tmp_path: Path) -> None:
+    frame = log()
+    rng = np.random.default_rng(3)
+    frame["campaign_id"] = rng.integers(1000, 1100, ROWS)
+    frame["storeId"] = np.where(rng.random(ROWS) < 0.9, rng.integers(0, 40, ROWS), np.nan)
+    frame["zip"] = [f"{n:05}" for n in rng.integers(100, 130, ROWS)]
+    frame["shelf"] = [f"{n:03}" for n in rng.integers(0, 99, ROWS)]
+    frame["score_id"] = frame["x"]
+    frame["yearID"] = rng.integers(1990, 2020, ROWS)
+    frame["txn_id"] = np.arange(ROWS) * 7
+    frame["order_no"] = np.arange(ROWS) * 3 + 5
+    frame["line"] = np.arange(ROWS) + 500
+    frame["uuid"] = [f"e{n}" for n in range(ROWS)]
+    # Of 1,200 rows five are there twice, which still leaves 99% of all values.
+    frame.loc[:4, ["txn_id", "order_no", "line", "uuid"]] = frame.loc[
+        5:9, ["txn_id", "order_no", "line", "uuid"]
+    ].to_numpy()
+    text = infer(written(frame, tmp_path))
+    found = encodings(loads(text))
+    assert {found.get(name) for name in ("campaign_id", "storeId", "zip", "shelf")} == {
+        "vocabulary"
+    }
+    assert {found.get(name) for name in ("score_id", "yearID")} == {"quantiles"}
+    assert not {"txn_id", "order_no", "line", "uuid"} & set(found)
+    assert "No feature of 'order_no': each row has a value of its own" in text
+    # Ids that the newest rows have not seen before are no use, as those of keys.
+    frame["campaign_id"] = np.arange(ROWS) // 20
+    assert "campaign_id" not in encodings(loads(infer(written(frame, tmp_path))))
+
+
+def test_the_likeliest_of_the_keys_is_taken(tmp_path: Path) -> None:
+    frame = log()
+    frame.insert(0, "user", np.where(np.arange(ROWS) % 2, "new", "old"))
+    frame.insert(0, "ad_id", np.arange(ROWS) % 7)
+    text = infer(written(frame, tmp_path))
+    spec = loads(text)
+    assert (spec.data.keys.user, spec.data.keys.item) == ("user_id", "item_id")
+    assert "# The user is 'user_id'; 'user' could be it: --user names it." in text
+    # One of another name has more values.
+    other = frame.rename(columns={"item_id": "video_id"})
+    assert loads(infer(written(other, tmp_path))).data.keys.item == "video_id"
+    one = frame.assign(item_id=1).drop(columns="ad_id")
+    assert "cannot name an item" in refused(written(one, tmp_path))
+    parts = frame.assign(user_id=np.arange(ROWS) % 9 + 0.5).drop(columns="user")
+    assert "fractions" in refused(written(parts, tmp_path))
+
+
+def test_names_are_known_however_they_are_written(tmp_path: Path) -> None:
+    frame = log().rename(columns={"user_id": " userId", "item_id": "ITEM ID", "click": "isClick"})
+    spec = loads(infer(written(frame, tmp_path)))
+    assert (spec.data.keys.user, spec.data.keys.item) == (" userId", "ITEM ID")
+    assert [task.label.column for task in spec.tasks] == ["isClick", "purchase"]  # type: ignore[union-attr]
+    far = log().rename(columns={"item_id": "hotel_id"})
+    assert "--item COLUMN, such as user_id, hotel_id." in refused(written(far, tmp_path))
+
+
+@pytest.mark.parametrize("name", ["request_id", "srch_id", "page"])
+def test_what_differs_within_requests_is_of_the_candidates(tmp_path: Path, name: str) -> None:
+    frame = log()
+    frame["request_id"] = np.arange(ROWS) // 6
+    frame["position"] = np.arange(ROWS) % 6
+    frame["device"] = np.array(["web", "ios", "tv"])[frame["request_id"] % 3]
+    path = written(frame.rename(columns={"request_id": name}), tmp_path)
+    text = infer(path, request=name if name == "page" else None)
+    spec = loads(text)
+    owners = {f.raw: f.owner for f in spec.features if f.encode.kind != "counter"}
+    assert spec.data.keys.request == name
+    assert (owners["x"], owners["device"], owners["position"]) == ("item", "context", "context")
+    assert spec.model.position == "position"
+    assert "position" not in {by for f in spec.features for by in getattr(f.encode, "by", ())}
+    assert "# 'x' differs within requests: each candidate brings its own." in text
+    assert "No request tells" not in text
+    assert "is no request" in refused(path, request="kind")
+    without = infer(written(frame.drop(columns="request_id"), tmp_path))
+    assert "No request tells what was shown together" in without
+    assert loads(without).feature("x").owner == "context"
+
+
+def test_what_is_nearly_always_missing_or_0_is_nobodys(tmp_path: Path) -> None:
+    frame = log()
+    rng = np.random.default_rng(5)
+    chosen = rng.random(ROWS) < 0.02
+    frame["coupon"] = np.where(chosen, rng.integers(5, 50, ROWS), np.nan)
+    frame["promo"] = (rng.random(ROWS) < 0.001).astype(int)
+    user = frame["user_id"].str[1:].astype(int)
+    frame["member"] = np.where(user % 50 == 0, user / 3, np.nan)
+    spec = loads(infer(written(frame, tmp_path)))
+    assert spec.feature("coupon").owner == spec.feature("promo").owner == "context"
+    assert spec.feature("member").owner == "user"
+
+
+# ---------------------------------------------------------------- what the job will refuse
+
+
+def test_a_bad_cell_leaves_a_number_a_number(tmp_path: Path) -> None:
+    frame = log()
+    frame["age"] = frame["user_id"].str[1:]
+    frame.loc[[3, 700], "age"] = "unknown"
+    text = infer(written(frame, tmp_path))
+    assert encodings(loads(text))["age"] == "quantiles"
+    # Two of 1,200 rows, which the job sets apart.
+    assert "# 0.17% of the rows have a text that is no number in 'age'" in text
+    assert "bad_records" not in text
+
+
+def test_more_bad_rows_than_the_job_allows_are_said(tmp_path: Path) -> None:
+    frame = log()
+    frame.loc[: ROWS // 4 - 1, "user_id"] = None
+    frame["big"] = frame["x"].where(frame.index != ROWS - 1, 1e300)
+    path = written(frame, tmp_path)
+    with path.open("a") as file:
+        file.write("too,few\n" * 100)
+    text = infer(path)
+    assert "# 25.00% of the rows have no 'user_id'" in text
+    assert "# 0.08% of the rows have too large a number in 'big'" in text
+    assert "# 100 lines have too few or too many fields" in text
+    # 300 + 1 + 100 of 1,300 are 30.85%.
+    assert "# In all 30.85% are bad records" in text and "# bad_records: 0.32" in text
+    back = text.replace("  # bad_records", "  bad_records")
+    assert loads(back).data.bad_records == 0.32
+
+
+@pytest.mark.parametrize("day", [True, False])
+def test_equal_rows_are_told_where_no_moment_tells_them_apart(tmp_path: Path, day: bool) -> None:
+    frame = log().drop(columns="x")
+    frame = pd.concat([frame] * 2, ignore_index=True)
+    if day:
+        frame["timestamp"] = frame["timestamp"].dt.strftime("%Y-%m-%d")
+    text = infer(written(frame, tmp_path))
+    # With the time of the day, a row that is there twice was written twice.
+    assert ("of the rows equal another one in all columns" in text) == day
+    assert ("  duplicates: keep\n" in text) == (day and keeps_duplicates())
+
+
+# ---------------------------------------------------------------------------------- lists
+
+
+def test_lists_in_text_are_read_as_lists(tmp_path: Path) -> None:
+    rng = np.random.default_rng(6)
+    frame = log()
+    frame["tags"] = ["|".join(rng.choice(list("abcdef"), n % 3 + 1, False)) for n in range(ROWS)]
+    frame["words"] = [" ".join(rng.choice(list("abcdef"), n % 3 + 1)) for n in range(ROWS)]
+    frame["pair"] = [f"{n % 9}|{n % 7}" for n in range(ROWS)]
+    text = infer(written(frame, tmp_path))
+    tags, pair = loads(text).feature("tags"), loads(text).feature("pair")
+    assert (tags.separator, tags.encode.max_length) == ("|", 3)  # type: ignore[union-attr]
+    assert not pair.is_list and not loads(text).feature("words").is_list
+    assert "# 'words' seems to hold lists" in text
+
+
+def test_parts_with_a_comma_are_parted_by_another_mark(tmp_path: Path) -> None:
+    frame = log()
+    frame["tags"] = [["Sports, US", "b|c"][: n % 3] for n in range(ROWS)]
+    feature = loads(infer(written(frame, tmp_path, "log.parquet"))).feature("tags")
+    assert feature.separator == ";"
+    frame["tags"] = [["a", "b"][: n % 3] for n in range(ROWS)]
+    feature = loads(infer(written(frame, tmp_path, "log.parquet"))).feature("tags")
+    assert feature.separator is None
+
+
+# ------------------------------------------------------------------------------- messages
+
+
+def test_what_to_write_is_said(tmp_path: Path) -> None:
+    frame = log().drop(columns="purchase")
+    frame["click"] = np.where(frame["click"] == 1, "yes", "no")
+    error = refused(written(frame, tmp_path))
+    assert "'click' holds 'yes', 'no'" in error or "'click' holds 'no', 'yes'" in error
+    assert "Write 0 and 1 into it" in error
+    assert "Write 0 and 1 into it" in refused(written(frame, tmp_path), labels=["click"])
+    path = tmp_path / "log.csv"
+    log().rename(columns={"x": "price, EUR"}).to_csv(path, index=False, sep=";")
+    assert "columns separated by a comma" in refused(path)
+    frame = log()
+    frame["timestamp"] = epoch(frame, 1).astype(int)
+    frame["user_id"] = frame["user_id"].str[1:]
+    frame.to_csv(path, index=False, header=False)
+    assert "has no header" in refused(path)
+    log().to_csv(path, index=False, encoding="utf-16")
+    assert "iconv -f utf-16" in refused(path)
+    for name, fix in {"log.json": "as CSV or Parquet", "log.csv.zip": "Unpack it"}.items():
+        (tmp_path / name).write_text("x")
+        assert fix in refused(tmp_path / name)
+    # The job keeps some names to itself.
+    spec = loads(infer(written(log().rename(columns={"x": "key:x"}), tmp_path)))
+    assert "key:x" not in encodings(spec)
