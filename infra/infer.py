@@ -170,7 +170,7 @@ def _features(
     newest: np.ndarray,
 ) -> _Features:
     made = _Features([], [], {"user": [], "item": [], "context": []}, set(), [])
-    of_moment: list[str] = []
+    shared: list[str] = []
     for column in columns:
         if column.name in found.taken:
             continue
@@ -196,10 +196,11 @@ def _features(
             made.lines.extend(_place(column, names))
             continue
         owner: str = found.owners.of(column.name)
-        inline = owner == "context" and found.owners.differs_in_requests(column.name)
+        of_moment = owner == "context"
+        inline = of_moment and found.owners.differs_in_requests(column.name)
         owner = "item" if inline else owner
         lines = encodings(column, owner, names)
-        told = late(table[column.name], column, judged)
+        told = late(table[column.name], column, judged, of_moment)
         if told and told.sure:
             made.refused.extend(_left_out(column, told.why, lines))
             continue
@@ -213,14 +214,14 @@ def _features(
             )
         made.lines.extend(_parted(column))
         if owner == "context":
-            of_moment.append(column.name)
+            shared.append(column.name)
         made.owned.add(owner)
         made.lines.extend(lines)
         if column.kind == "number" and not column.category:
             made.numbers.append(column)
         if column.category and column.distinct <= MOST_KINDS:
             made.kinds[owner].append(column)
-    if of_moment and (found.request is None or found.request.distinct == found.request.rows):
+    if shared and (found.request is None or found.request.distinct == found.request.rows):
         made.refused.extend(
             [
                 "  # No request tells what was shown together. A feature of the context has one "

@@ -61,8 +61,14 @@ class Late:
     sure: bool
 
 
-def late(values: pa.ChunkedArray, column: Column, labels: list[Truth]) -> Late | None:
-    """Whether a column seems to be known only after one of the labels."""
+def late(
+    values: pa.ChunkedArray, column: Column, labels: list[Truth], of_moment: bool
+) -> Late | None:
+    """Whether a column seems to be known only after one of the labels.
+
+    One of the user or the item that is there only where the label is 1 may be one user's or item's
+    own; `of_moment` says that a column is of neither.
+    """
     absent = missing(values)
     if pa.types.is_boolean(values.type):
         values = values.cast(pa.int8())
@@ -89,10 +95,9 @@ def late(values: pa.ChunkedArray, column: Column, labels: list[Truth]) -> Late |
         for there, what in filled:
             here = there[truth.rows]
             if not here.all() and within(here, ones):
-                # A few rows may be one user's.
-                found = Late(
-                    f"it is {what} only where {truth.name!r} is 1", bool(here.sum() >= HEARTY)
-                )
+                # A few rows may be one user's as well.
+                sure = of_moment and bool(here.sum() >= HEARTY)
+                found = Late(f"it is {what} only where {truth.name!r} is 1", sure)
                 if found.sure:
                     return found
                 doubt = doubt or found

@@ -322,9 +322,13 @@ def _request(
         )
     if why:
         return None, [f"  # No request: {column.name!r} {why}."]
+    notes = []
     if column.distinct == column.rows:
-        return column, [f"  # Each row has a request of its own, by {column.name!r}."]
-    return column, []
+        notes.append(f"  # Each row has a request of its own, by {column.name!r}.")
+    others = ", ".join(repr(c.name) for c in found[1:] if _many(c))
+    if others:
+        notes.append(f"  # No features of {others}, which could name requests: --request.")
+    return column, notes
 
 
 def _many(column: Column) -> bool:

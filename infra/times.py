@@ -46,8 +46,8 @@ _CLOCK = re.compile(r"\d{1,2}:\d{2}(:\d{2}([.]\d+)?)?( ?[AP]M)?", re.I)
 _TIME = r"time|timestamp|ts|datetime|date_?time|shown_at|event_time|time_ms"
 _DATED = r"(?i)date|time"
 _NOT_WHEN = (
-    r"valid|until|expir|due|end|next|last|prev|birth|born|since|sign_?up|regist|joined|released?|"
-    r"click|order|purchase|deliver|updated|modified"
+    r"(^|_)(valid|until|expir|due|end|next|last|prev|birth|born|since|sign_?up|regist|join|releas|"
+    r"click|order|purchas|deliver|updat|modif)"
 )
 """Words in names of times that are not those of the impression."""
 FEWEST_TIMES = 100

@@ -141,7 +141,14 @@ def test_what_tells_a_label_well_is_doubted(tmp_path: Path) -> None:
     text = infer(written(frame, tmp_path))
     assert encodings(loads(text))["nearly"] == encodings(loads(text))["seldom"] == "vocabulary"
     assert f"# 'nearly': alone it tells 'click' well (AUC {area:.3f})" in text
-    # Twenty rows may be one user's.
+    # Twenty rows may be one user's, and all rows of one item are the item's.
+    item = frame.groupby("item_id")["click"].transform("size").idxmax()
+    frame["listed"] = (frame["item_id"] == frame["item_id"][item]).astype(int)
+    frame.loc[frame["listed"] == 1, "click"] = 1
+    assert frame["listed"].sum() >= 30
+    listed = infer(written(frame, tmp_path))
+    assert loads(listed).feature("listed").owner == "item"
+    assert "# 'listed': it is other than 0 only where 'click' is 1. Leave it out if" in listed
     assert "# 'seldom': it is other than 0 only where 'click' is 1. Leave it out if" in text
     assert text.count("Leave it out if") == 2
 
