@@ -117,6 +117,12 @@ def test_a_file_in_the_way_is_said(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "precious"
 
 
+def test_an_output_is_looked_for_before_the_table_is_read(tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text("precious")
+    done = recsys("spec", "infer", tmp_path / "none.csv", "--output", tmp_path / "spec.yaml")
+    assert done.returncode != 0 and "already exists" in done.stderr
+
+
 def test_a_full_disk_is_said(tmp_path: Path) -> None:
     # A limit on the size of files stands in for the disk: it holds for root too. Without -B,
     # modules that were just compiled would be cut by it.
