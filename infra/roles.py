@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from infra.owners import Owners
+from infra.owners import Groups, Owners, codes
 from infra.tables import Column, Read, label, missing
 from infra.times import Time, choose, holds_dates, texts
 from recsys.errors import EXIT_WRONG_USE, UserError
@@ -118,14 +118,17 @@ def roles(path: Path, read: Read, table: pa.Table, columns: list[Column], named:
     taken = {user.name, item.name, *(c.name for c in labels)}
     free = [c for c in columns if c.name not in taken]
     request, request_notes = _request(table, free, by_name.get(named.request or ""), path)
-    if request:
-        owners = Owners(table, user.name, item.name, request.name)
     taken |= {c.name for c in free if re.fullmatch(_REQUEST, c.snake) and _many(c)}
     taken |= {request.name} if request else set()
     dates = [c for c in free if c != request and holds_dates(table[c.name], c.name)]
     free = [c for c in free if c != request and c not in label_like]
     time, time_notes, untimed = choose(read.table, table, free, dates, named.time, owners, path)
     taken |= {time.name} if time else set()
+    if request and time and not named.request and _lasts(read.table[request.name], time.day):
+        request_notes = [f"  # No request: rows of one {request.name!r} lie days apart."]
+        request = None
+    if request:
+        owners = Owners(table, user.name, item.name, request.name)
     place = next((c for c in free if request and _is_place(c, owners)), None)
     return Roles(
         user,
@@ -329,6 +332,17 @@ def _request(
     if others:
         notes.append(f"  # No features of {others}, which could name requests: --request.")
     return column, notes
+
+
+def _lasts(request: pa.ChunkedArray, day: np.ndarray) -> bool:
+    """Whether rows of most requests lie further apart than midnight parts them."""
+    groups = Groups.of(np.where(np.isnan(day), -1, codes(request)))
+    several = groups.sizes > 1
+    if not several.any():
+        return False
+    own = day[groups.order]
+    days = np.maximum.reduceat(own, groups.starts) - np.minimum.reduceat(own, groups.starts)
+    return bool((days[several] > 1).mean() > 0.5)
 
 
 def _many(column: Column) -> bool:

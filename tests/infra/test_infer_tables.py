@@ -690,6 +690,16 @@ def test_what_differs_within_requests_is_of_the_candidates(tmp_path: Path, name:
     assert loads(without).feature("x").owner == "context"
 
 
+def test_what_lasts_for_days_is_no_request(tmp_path: Path) -> None:
+    frame = log()
+    frame["session_id"] = "s" + frame["user_id"]
+    text = infer(written(frame, tmp_path))
+    assert loads(text).data.keys.request is None
+    assert "# No request: rows of one 'session_id' lie days apart." in text
+    named = loads(infer(written(frame, tmp_path), request="session_id"))
+    assert named.data.keys.request == "session_id"
+
+
 def test_what_is_nearly_always_missing_or_0_is_nobodys(tmp_path: Path) -> None:
     frame = log()
     rng = np.random.default_rng(5)
