@@ -89,18 +89,11 @@ def alike(table: pa.Table, of_day: bool) -> list[str]:
     share = 0.0 if of_day else _repeated(table)
     if share <= ALIKE:
         return []
-    said = f"  # {share:.0%} of the rows equal another one in all columns"
-    if not keeps_duplicates():
-        return [
-            f"{said}, and the feature job takes such rows for one:",
-            "  # where they are impressions of their own, add a column that numbers the rows.",
-        ]
-    return [f"{said}, and none tells the moment: each counts.", "  duplicates: keep"]
-
-
-def keeps_duplicates() -> bool:
-    """Whether the spec knows how to keep equal rows."""
-    return "duplicates" in Data.model_fields
+    return [
+        f"  # {share:.0%} of the rows equal another one in all columns, and none tells the moment:",
+        "  # each counts.",
+        "  duplicates: keep",
+    ]
 
 
 def _repeated(table: pa.Table) -> float:
