@@ -53,9 +53,13 @@ def table_sizes(vocabularies: dict[str, list[str]]) -> dict[str, int]:
 TABLES = table_sizes(VOCABULARIES)
 
 
-def small_spec(**train: Any) -> Spec:
-    """The spec, with some settings of `train` changed."""
+def small_spec(space: str = "entire", **train: Any) -> Spec:
+    """The spec, with the space of its conversions and some settings of `train` changed."""
     spec = loads(TEXT)
+    click, conversion = spec.tasks
+    spec = spec.model_copy(
+        update={"tasks": (click, conversion.model_copy(update={"space": space}))}
+    )
     return spec.model_copy(update={"train": spec.train.model_copy(update=train)})
 
 

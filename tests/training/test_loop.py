@@ -132,19 +132,20 @@ def test_a_killed_writer_leaves_no_checkpoint(features: Path, tmp_path: Path) ->
     assert Store(tmp_path).names() == []
 
 
-# Thinned negatives weigh more, and workers have different numbers of them in a batch.
-@pytest.mark.parametrize("negative_sampling", [1.0, 0.2])
+# Thinned negatives weigh more, and workers have different numbers of them in a batch; so they
+# have of clicks, on which alone observed conversions are trained.
+@pytest.mark.parametrize("changes", [{}, {"negative_sampling": 0.2}, {"space": "observed"}])
 def test_two_workers_end_like_one(
-    features: Path, tmp_path: Path, whole: tuple[Path, Any], negative_sampling: float
+    features: Path, tmp_path: Path, whole: tuple[Path, Any], changes: dict[str, Any]
 ) -> None:
     alone, both = tmp_path / "alone", tmp_path / "both"
     both.mkdir()
-    if negative_sampling == 1:
+    if not changes:
         alone = whole[0]
     else:
         alone.mkdir()
-        fit(Job(small_spec(negative_sampling=negative_sampling), features, alone))
-    fit_in_processes(features, both, 2, negative_sampling=negative_sampling)
+        fit(Job(small_spec(**changes), features, alone))
+    fit_in_processes(features, both, 2, **changes)
     for left, right in zip(history(both), history(alone), strict=True):
         assert left["step"] == right["step"]
         assert left["score"] == pytest.approx(right["score"], abs=1e-4)
@@ -223,6 +224,17 @@ def test_early_stopping_keeps_the_best(features: Path, tmp_path: Path) -> None:
     assert any(differs)
 
 
+def test_an_epoch_that_is_as_good_is_no_better(features: Path, tmp_path: Path) -> None:
+    # Rates that move no weight, so that all epochs are alike.
+    spec = small_spec(
+        epochs=3, batch_size=512, table_learning_rate=1e-30, dense_learning_rate=1e-30
+    )
+    _, position = fit(Job(spec, features, tmp_path))
+    scores = [record["score"] for record in history(tmp_path)]
+    assert scores == [scores[0]] * 3
+    assert position.best is not None and position.best["epoch"] == 0 and position.stale == 2
+
+
 def test_most_steps(features: Path, tmp_path: Path) -> None:
     fit(Job(small_spec(max_steps=7), features, tmp_path))
     assert [record["step"] for record in history(tmp_path)] == [7]
@@ -239,6 +251,11 @@ def test_steps_that_the_loss_scale_skips_do_not_stop_the_run(
     assert position.step == 25
     scale = next(v for v in model.variables if v.name.startswith("scale"))
     assert float(scale) < 2.0**12
+    scalars = {name: value for name, (value,) in _scalars(tmp_path / "logs" / "train").items()}
+    # What GradNorm makes of them sums to the number of tasks, and the spec's factors come on top.
+    assert scalars["weight/click"] / 1e5 + scalars["weight/conversion"] == pytest.approx(2.0)
+    assert scalars["weight/click"] != pytest.approx(1e5, rel=0.01)
+    assert scalars["gradient_norm/click"] > 0 and scalars["gradient_norm/conversion"] > 0
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(features: Path, tmp_path: Path) -> None:

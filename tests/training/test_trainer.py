@@ -16,7 +16,7 @@ from recsys import metrics
 from recsys.artifacts import read_manifest
 from recsys.errors import UserError
 from recsys.spec import Spec, load
-from recsys.spec.records import Gate, Variant
+from recsys.spec.records import Balancing, Gate, Ple, Ranking, Variant
 from training.gate import Promote, Reject
 from training.publishing import versions
 
@@ -116,6 +116,41 @@ def test_a_joint_task_is_calibrated_and_answered_as_both_at_once(
     both, first = answers["conversion"].numpy(), answers["click"].numpy()
     assert (both <= first).all()
     np.testing.assert_allclose(answers["conversion_given_click"].numpy(), both / first, rtol=1e-5)
+
+
+def test_what_is_exported_answers_as_the_model_with_its_switches_on(
+    features: Path, tmp_path: Path
+) -> None:
+    import tensorflow as tf
+
+    from recsys.export import export
+    from recsys.outputs import Outputs
+    from training.input import load_rows, open_split
+    from training.loop import Job, fit
+
+    spec = small_spec(
+        "observed", precision="mixed_bfloat16", balancing=Balancing(kind="pcgrad"), max_steps=10
+    )
+    click, conversion = spec.tasks
+    click = click.model_copy(update={"ranking": Ranking(kind="pairwise")})
+    conversion = conversion.model_copy(update={"inverse_propensity": True})
+    part = spec.model.model_copy(update={"sharing": Ple(), "recompute": True, "members": 2})
+    spec = spec.model_copy(update={"tasks": (click, conversion), "model": part})
+    model, _ = fit(Job(spec, features, tmp_path))
+    export(model, spec, features / "transform", tmp_path / "export")
+
+    rows = load_rows(spec, open_split(spec, features, "test")).arrays()
+    batch = {name: tf.constant(rows[name]) for name in ("ids", "numbers")}
+    expected = Outputs(spec)(model.predict_logits(batch))
+    columns = make_columns(400, seed=2)
+    inputs = {name: columns[name].to_numpy() for name in ("user", "item", "price", "device")}
+    inputs["tags"] = columns["tags"].flatten().to_numpy().reshape(400, 3)
+    numeric = tf.saved_model.load(str(tmp_path / "export")).signatures["numeric"]
+    found = numeric(**{name: tf.constant(values) for name, values in inputs.items()})
+    assert set(found) == set(expected) == {"click", "conversion", "conversion_given_click", "score"}
+    for name, values in expected.items():
+        assert np.std(values) > 1e-3
+        np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-6)
 
 
 def test_a_champion_is_compared_on_the_same_rows(run: Path, tested: dict[str, Any]) -> None:
