@@ -12,14 +12,12 @@ HALVES = [tf.float16, tf.bfloat16]
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_small_shares_are_summed_exactly(dtype):
-    # One entry of weight 1 and 4096 of 2^-8 each: 17 in all. Numbers of 8 or 11 bits do not
-    # count on by 2^-8 beyond 1 or 8.
-    scores = tf.constant([[0.0] + [-8 * math.log(2)] * 4096], dtype)
-    small = float(tf.math.exp(tf.cast(scores[0, 1], tf.float32)))  # as near to 2^-8 as it can be
+def test_what_is_too_small_for_half_precision_counts_in_the_sum(dtype):
+    # e^-18 is less than half of the smallest float16, and a million of them are 0.016.
+    scores = tf.constant([[0.0] + [-18.0] * 2**20], dtype)
     shares = masked_softmax(scores)
     assert shares.dtype == dtype
-    np.testing.assert_allclose(float(shares[0, 0]), 1 / (1 + 4096 * small), rtol=2**-8)
+    np.testing.assert_allclose(float(shares[0, 0]), 1 / (1 + 2**20 * math.exp(-18)), rtol=2**-8)
 
 
 @pytest.mark.parametrize("dtype", HALVES)
