@@ -663,10 +663,12 @@ def test_the_loss_reported_weighs_the_tasks_as_the_spec_does() -> None:
 
 def test_compiled_by_xla_it_learns_the_same() -> None:
     losses = []
-    for xla in ("false", "true"):
-        spec = loads(EVERY_ENCODING + f"  xla: {xla}\n")
-        model = build(spec, tables_of(spec))
-        data = tf.data.Dataset.from_tensors(batch_of(spec)).repeat(5)
+    for xla in (False, True):
+        spec = loads(EVERY_ENCODING + f"  xla: {str(xla).lower()}\n")
+        model, batch = build(spec, tables_of(spec)), batch_of(spec)
+        dense = tf.function(model.networks[0]).get_concrete_function(batch, training=True)
+        assert ("_XlaMustCompile" in str(dense.graph.as_graph_def())) is xla
+        data = tf.data.Dataset.from_tensors(batch).repeat(5)
         steps = model.fit(data, verbose=0)
         after = model.evaluate(data.take(1), verbose=0, return_dict=True)
         losses.append([steps.history["loss"][0], *after.values()])
