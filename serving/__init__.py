@@ -1,6 +1,7 @@
 """A published model to ranked items, over HTTP.
 
-`serve` runs the endpoint, `rank` asks it, `example_request` writes a request that it takes.
+`serve` runs the endpoint and `log_to_stderr` writes down what it does; `rank` asks it, by a request
+that `read_request` reads, and `example_request` writes one that it takes.
 Each name is imported when it is first used, so that importing `serving` costs nothing.
 """
 
@@ -13,16 +14,28 @@ import recsys  # noqa: F401  (Keras switch first)
 
 if TYPE_CHECKING:
     from serving.app import create_app
-    from serving.client import rank, table
+    from serving.client import rank, read_request, table
     from serving.engine import running, serve
     from serving.example import example_request
+    from serving.logs import log_to_stderr
 
-__all__ = ["create_app", "example_request", "rank", "running", "serve", "table"]
+__all__ = [
+    "create_app",
+    "example_request",
+    "log_to_stderr",
+    "rank",
+    "read_request",
+    "running",
+    "serve",
+    "table",
+]
 
 _HOMES = {
     "create_app": "serving.app",
     "example_request": "serving.example",
+    "log_to_stderr": "serving.logs",
     "rank": "serving.client",
+    "read_request": "serving.client",
     "running": "serving.engine",
     "serve": "serving.engine",
     "table": "serving.client",

@@ -21,10 +21,11 @@ from starlette.responses import Response
 from serving.contract import Contract
 from serving.faults import RequestError
 from serving.live import Live
+from serving.logs import NAME
 from serving.metrics import Metrics
 from serving.scorer import cores_at_hand
 
-log = logging.getLogger("recsys.serving")
+log = logging.getLogger(NAME)
 
 WAITING_PER_THREAD = 16
 """Requests that may wait for each scoring thread; more are turned away at once (503)."""
@@ -61,24 +62,42 @@ class RankService:
     async def __call__(self, request: Request) -> Response:
         """The answer to a rank request, whatever comes."""
         started = time.perf_counter()
-        headers: dict[str, str] = {}
         try:
-            serving = self.live.current
-            body = await read_body(request, serving.contract.spec.serve.max_body_bytes)
-            content = await self._within_deadline(body, started)
-            status = 200
+            answer = await self._answer(request, started)
         except RequestError as error:
-            content, status, headers = error.body(), error.status, error.headers
+            answer = _refusal(error)
         except ClientDisconnect:
-            content, status = None, CLIENT_GONE
+            answer = Answer(None, CLIENT_GONE)
+        except asyncio.CancelledError:
+            # The server ends, and the time that it leaves to requests at work is over.
+            answer = _refusal(_ending())
         except Exception:
             log.exception("a rank request failed")
-            content, status = _internal().body(), 500
-        self.metrics.requests.labels(str(status)).inc()
+            answer = _refusal(_internal())
+        self.metrics.requests.labels(str(answer.status_code)).inc()
         self.metrics.seconds.observe(time.perf_counter() - started)
-        return Answer(content, status, headers)
+        return answer
 
-    async def _within_deadline(self, body: bytes, started: float) -> Any:
+    async def _answer(self, request: Request, started: float) -> Answer:
+        limits = self.live.current.contract.spec.serve
+        end = started + limits.deadline_ms / 1000
+        try:
+            async with asyncio.timeout(max(end - time.perf_counter(), 0.001)):
+                body = await read_body(request, limits.max_body_bytes)
+        except TimeoutError:
+            raise _slow_body(limits.deadline_ms) from None
+        content, candidates = await self._within_deadline(body, started, limits.deadline_ms)
+        answer = Answer(content)
+        # Counted here, since a late one is worked out too and never answered.
+        self.metrics.candidates.observe(candidates)
+        self.metrics.unknown_items.inc(content["unknown_items"])
+        if not content["user"]["known"]:
+            self.metrics.unknown_users.inc()
+        return answer
+
+    async def _within_deadline(
+        self, body: bytes, started: float, deadline_ms: int
+    ) -> tuple[dict[str, Any], int]:
         if self._running >= self.most:
             raise RequestError(
                 503,
@@ -89,7 +108,6 @@ class RankService:
                 headers={"Retry-After": "1"},
             )
         loop = asyncio.get_running_loop()
-        deadline_ms = self.live.current.contract.spec.serve.deadline_ms
         end = started + deadline_ms / 1000
         self._running += 1
         self.metrics.running.set(self._running)
@@ -107,18 +125,15 @@ class RankService:
         self._running -= 1
         self.metrics.running.set(self._running)
 
-    def _rank(self, body: bytes, started: float, end: float) -> Any:
+    def _rank(self, body: bytes, started: float, end: float) -> tuple[dict[str, Any], int]:
+        """The answer, and how many candidates it ranks."""
         serving = self.live.current
         if time.perf_counter() > end:
             raise _late(serving.contract.spec.serve.deadline_ms)
         request = serving.contract.parse(body)
         answer = serving.rank(request)
-        self.metrics.candidates.observe(len(request.keys))
-        self.metrics.unknown_items.inc(answer["unknown_items"])
-        if not answer["user"]["known"]:
-            self.metrics.unknown_users.inc()
         answer["took_ms"] = round((time.perf_counter() - started) * 1000, 3)
-        return answer
+        return answer, len(request.keys)
 
     def close(self) -> None:
         """Finish what is at work and take no more."""
@@ -154,6 +169,18 @@ def _too_long(most: int, found: str) -> RequestError:
     )
 
 
+def _slow_body(deadline_ms: int) -> RequestError:
+    return RequestError(
+        408,
+        "The body did not come in time.",
+        expected=f"the whole body within {deadline_ms} ms (serve.deadline_ms)",
+        found="a part of it",
+        where="body",
+        fix="Send it faster, or raise serve.deadline_ms in the spec and publish.",
+        headers={"Connection": "close"},
+    )
+
+
 def _late(deadline_ms: int) -> RequestError:
     return RequestError(
         504,
@@ -165,12 +192,25 @@ def _late(deadline_ms: int) -> RequestError:
     )
 
 
+def _ending() -> RequestError:
+    return RequestError(
+        503,
+        "The service ends, before it could answer.",
+        fix="Send the request again, to a service that runs.",
+        headers={"Connection": "close"},
+    )
+
+
 def _internal() -> RequestError:
     return RequestError(
         500,
         "The service failed on this request.",
         fix="See the log of the service.",
     )
+
+
+def _refusal(error: RequestError) -> Answer:
+    return Answer(error.body(), error.status, error.headers)
 
 
 def create_app(
@@ -224,10 +264,13 @@ def create_app(
 
 
 def _add_reports(app: FastAPI, live: Live, metrics: Metrics) -> None:
+    # An orchestrator may ask by HEAD. Routes of their own: OpenAPI has one operation a name.
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", response_class=Answer, summary="Whether the process lives")
     async def healthz() -> Answer:
         return Answer({"status": "alive"})
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", response_class=Answer, summary="Whether a version can answer")
     async def readyz() -> Answer:
         return Answer({"status": "ready", "model_version": live.current.version})
@@ -246,7 +289,10 @@ def _add_reports(app: FastAPI, live: Live, metrics: Metrics) -> None:
                     "users": current.store.size("user"),
                     "items": current.store.size("item"),
                 },
-                "refused": {str(version): reason for version, (_, reason) in live.refused.items()},
+                # A copy: the watcher may refuse another meanwhile.
+                "refused": {
+                    str(version): why.reason for version, why in dict(live.refused).items()
+                },
             }
         )
 
@@ -264,13 +310,14 @@ def _add_errors(app: FastAPI) -> None:
             where=request.url.path,
             expected="a path of /docs, such as POST /v1/rank",
             found=f"{request.method} {request.url.path}",
+            headers=dict(error.headers or {}),
         )
-        return Answer(refusal.body(), error.status_code, dict(error.headers or {}))
+        return _refusal(refusal)
 
     @app.exception_handler(Exception)
     async def failure(request: Request, error: Exception) -> Answer:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return Answer(_internal().body(), 500)
+        return _refusal(_internal())
 
 
 def _openapi(app: FastAPI, contract: Contract, version: int) -> dict[str, Any]:
@@ -304,9 +351,10 @@ def _openapi(app: FastAPI, contract: Contract, version: int) -> dict[str, Any]:
             status: {"description": text, "content": content("Error")}
             for status, text in (
                 ("400", "The body is no JSON"),
+                ("408", "The body did not come within the deadline"),
                 ("413", "The body is too long"),
                 ("422", "The request breaks the contract"),
-                ("503", "Busy: try again"),
+                ("503", "Busy, or about to end: try again"),
                 ("504", "Not ready within the deadline"),
             )
         },

@@ -30,15 +30,21 @@ def parse_json(body: bytes) -> Any:
         return float(name.replace("Infinity", "inf"))
 
     try:
-        value = json.loads(body, parse_constant=constant)
+        value = json.loads(body, parse_constant=constant, parse_int=_whole)
         if not constants:
             raise refusal
-        orjson.dumps(value)  # refuses what is no Unicode or no 64-bit integer, as loads does
+        orjson.dumps(value)  # refuses what is no Unicode, as loads does
     except json.JSONDecodeError as error:
         raise (_no_json(body, error) if constants else refusal) from None
     except (ValueError, RecursionError, TypeError):
         raise refusal from None
     return value
+
+
+def _whole(text: str) -> int | float:
+    """A whole number as orjson takes it: one beyond 64 bits as a float."""
+    value = int(text)
+    return value if -(2**63) <= value < 2**64 else float(text)
 
 
 def _no_json(body: bytes, error: json.JSONDecodeError) -> RequestError:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import Annotated, Any
 
 import numpy as np
@@ -25,14 +26,14 @@ from pydantic import (
     WrapValidator,
     create_model,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
-from recsys.raw import canonical_key
+from recsys.raw import EXACT, canonical_key
 from recsys.schema import RawColumn, output_names, raw_columns, separators, value_names
 from recsys.spec import Spec
 from serving.body import parse_json
 from serving.columns import canonical_column, context_only, id_columns
-from serving.faults import BodyFault, RequestError
+from serving.faults import BodyFault, Faults, RequestError
 
 Given = dict[str, tuple[np.ndarray, np.ndarray]]
 """Inline item features: column → (positions [k] of the candidates, values [k])."""
@@ -62,11 +63,18 @@ class _Model(BaseModel):
 
 def _is_id(value: Any) -> bool:
     kind = type(value)
-    return (kind is str and value != "") or kind is int or (kind is float and value.is_integer())
+    return (
+        (kind is str and value != "")
+        or kind is int
+        or (kind is float and value.is_integer() and abs(value) < EXACT)
+    )
 
 
 def _check_id(value: Any) -> str | int | float:
     if not _is_id(value):
+        # JSON's whole numbers beyond 64 bits come as floats: many of them are one.
+        if type(value) is float and abs(value) >= EXACT:
+            raise PydanticCustomError("id_size", "An id is beyond what a number holds exactly.")
         raise PydanticCustomError("id", "An id is a text that is not empty, or a whole number.")
     return value  # type: ignore[no-any-return]
 
@@ -161,18 +169,14 @@ class Contract:
             raise RequestError.of(self._faults(error)) from None
         user, context = request.user, request.context
         if user.id is None and user.features is None:
-            raise RequestError.of(
-                [
-                    BodyFault(
-                        "user",
-                        "The user is not given.",
-                        "an `id`, `features`, or both",
-                        "neither",
-                        'For a user of whom nothing is known send {"features": {}}.',
-                    )
-                ]
+            raise _one_fault(
+                "user",
+                "The user is not given.",
+                "an `id`, `features`, or both",
+                "neither",
+                'For a user of whom nothing is known send {"features": {}}.',
             )
-        faults: list[BodyFault] = []
+        faults = Faults()
         ids, keys, features, duplicates = _distinct(request.candidates)
         parsed = RankRequest(
             user_key=None if user.id is None else canonical_key(user.id),
@@ -184,7 +188,7 @@ class Contract:
             top_k=request.top_k,
             duplicates=duplicates,
         )
-        if faults:
+        if faults.count:
             raise RequestError.of(faults)
         return parsed
 
@@ -193,45 +197,33 @@ class Contract:
             return
         most = self.spec.serve.max_candidates
         if not candidates:
-            raise RequestError.of(
-                [
-                    BodyFault(
-                        "candidates",
-                        "There are no candidates to rank.",
-                        f"1 to {most} candidates",
-                        "0",
-                        "Send the items to rank in `candidates`.",
-                    )
-                ]
+            raise _one_fault(
+                "candidates",
+                "There are no candidates to rank.",
+                f"1 to {most} candidates",
+                "0",
+                "Send the items to rank in `candidates`.",
             )
         if len(candidates) > most:
-            raise RequestError.of(
-                [
-                    BodyFault(
-                        "candidates",
-                        "There are too many candidates in one request.",
-                        f"at most {most} (serve.max_candidates)",
-                        f"{len(candidates)}",
-                        "Rank fewer at once, or raise serve.max_candidates and publish.",
-                    )
-                ]
+            raise _one_fault(
+                "candidates",
+                "There are too many candidates in one request.",
+                f"at most {most} (serve.max_candidates)",
+                f"{len(candidates)}",
+                "Rank fewer at once, or raise serve.max_candidates and publish.",
             )
 
-    def _one(
-        self, given: dict[str, Any], owner: str, where: str, faults: list[BodyFault]
-    ) -> dict[str, Any]:
+    def _one(self, given: dict[str, Any], owner: str, where: str, faults: Faults) -> dict[str, Any]:
         result = {}
         for name, value in given.items():
             column = self.by_owner[owner][name]
             values, bad = canonical_column([value], column, self.separators.get(name))
             if bad[0]:
-                faults.append(self._bad_value(f"{where}.{name}", column, value))
+                faults.add([self._bad_value(f"{where}.{name}", column, value)], 1)
             result[name] = values[0]
         return result
 
-    def _items(
-        self, features: dict[int, tuple[int, dict[str, Any]]], faults: list[BodyFault]
-    ) -> Given:
+    def _items(self, features: dict[int, tuple[int, dict[str, Any]]], faults: Faults) -> Given:
         places: defaultdict[str, list[int]] = defaultdict(list)
         for position, (_, given) in features.items():
             for name in given:
@@ -241,11 +233,17 @@ class Contract:
             column = self.by_owner["item"][name]
             found = [features[position][1][name] for position in positions]
             values, bad = canonical_column(found, column, self.separators.get(name))
-            for row in np.flatnonzero(bad):
-                place = f"candidates[{features[positions[row]][0]}].features.{name}"
-                faults.append(self._bad_value(place, column, found[row]))
+            places_of = [features[position][0] for position in positions]
+            faults.add(self._bad_values(column, places_of, found, bad), int(bad.sum()))
             result[name] = (np.array(positions), values)
         return result
+
+    def _bad_values(
+        self, column: RawColumn, candidates: list[int], values: list[Any], bad: np.ndarray
+    ) -> Iterator[BodyFault]:
+        for row in np.flatnonzero(bad):
+            place = f"candidates[{candidates[row]}].features.{column.name}"
+            yield self._bad_value(place, column, values[row])
 
     def _bad_value(self, where: str, column: RawColumn, value: Any) -> BodyFault:
         if column.dtype == "float32":
@@ -260,29 +258,24 @@ class Contract:
 
     # ----------------------------------------------------------------------- faults
 
-    def _faults(self, error: ValidationError) -> list[BodyFault]:
-        faults = []
-        for item in error.errors(include_url=False):
-            where, kind = _place(item["loc"]), item["type"]
-            found = _shown(item["input"])
-            if kind == "extra_forbidden":
-                faults.append(self._unknown_key(item["loc"], where))
-            elif kind == "missing":
-                faults.append(BodyFault(where, f"`{where}` is missing.", f"`{where}`", "nothing"))
-            elif kind in ("model_type", "model_attributes_type"):
-                place = where or "the body"
-                faults.append(
-                    BodyFault(
-                        where,
-                        f"`{place}` is no JSON object." if where else "The body is no JSON object.",
-                        "a JSON object",
-                        found,
-                    )
-                )
-            else:
-                message, expected = _WORDS.get(kind, (item["msg"], ""))
-                faults.append(BodyFault(where, message, expected, found))
+    def _faults(self, error: ValidationError) -> Faults:
+        faults = Faults()
+        items = error.errors(include_url=False)
+        faults.add(map(self._explained, items), len(items))
         return faults
+
+    def _explained(self, item: ErrorDetails) -> BodyFault:
+        where, kind = _place(item["loc"]), item["type"]
+        if kind == "extra_forbidden":
+            return self._unknown_key(item["loc"], where)
+        if kind == "missing":
+            return BodyFault(where, f"`{where}` is missing.", f"`{where}`", "nothing")
+        found = _shown(item["input"])
+        if kind in ("model_type", "model_attributes_type"):
+            message = f"`{where}` is no JSON object." if where else "The body is no JSON object."
+            return BodyFault(where, message, "a JSON object", found)
+        message, expected, fix = _WORDS.get(kind, (item["msg"], "", ""))
+        return BodyFault(where, message, expected, found, fix)
 
     def _unknown_key(self, loc: tuple[int | str, ...], where: str) -> BodyFault:
         key = str(loc[-1])
@@ -298,13 +291,13 @@ class Contract:
             allowed = ("id", "features")
         places = {"user": "user.features", "item": "candidates[].features", "context": "context"}
         home = next((places[owner] for owner, names in self.by_owner.items() if key in names), "")
-        near = get_close_matches(key, allowed, n=1)
         if home:
             fix = f"`{key}` belongs into {home}."
-        elif near:
-            fix = f"Did you mean `{near[0]}`?"
+        elif near := _near(key, allowed):
+            fix = f"Did you mean `{near}`?"
         else:
             fix = "Leave it out, or declare it in the spec."
+        key = _cut(key)
         return BodyFault(
             where, f"`{key}` is unknown here.", "one of " + ", ".join(allowed), key, fix
         )
@@ -367,11 +360,33 @@ class Contract:
 
 
 _WORDS = {
-    "id": ("An id does not fit.", "a text that is not empty, or a whole number"),
-    "int_type": ("A whole number is needed.", "an integer"),
-    "greater_than_equal": ("The number is too small.", "1 or more, or null for all"),
-    "list_type": ("A JSON list is needed.", "a list of ids, or of objects with id and features"),
+    "id": ("An id does not fit.", "a text that is not empty, or a whole number", ""),
+    "id_size": (
+        "An id is beyond what a number holds exactly.",
+        "a whole number of 64 bits without a point, or a text",
+        "Send it as text.",
+    ),
+    "int_type": ("A whole number is needed.", "an integer", ""),
+    "greater_than_equal": ("The number is too small.", "1 or more, or null for all", ""),
+    "list_type": (
+        "A JSON list is needed.",
+        "a list of ids, or of objects with id and features",
+        "",
+    ),
 }
+"""By pydantic's kind of fault: what is wrong, what is expected, what to do."""
+
+
+def _one_fault(where: str, message: str, expected: str, found: str, fix: str) -> RequestError:
+    return RequestError.of(Faults([BodyFault(where, message, expected, found, fix)], 1))
+
+
+@lru_cache(maxsize=1024)
+def _near(key: str, allowed: tuple[str, ...]) -> str:
+    """The allowed key that a caller may have meant, or ''."""
+    # A key as long as a body would be compared for seconds.
+    near = get_close_matches(key, allowed, n=1) if len(key) <= 200 else []
+    return near[0] if near else ""
 
 
 def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
@@ -410,10 +425,19 @@ def _distinct(
 def _place(loc: tuple[int | str, ...]) -> str:
     text = ""
     for part in loc:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+        name = part if isinstance(part, int) else _cut(part)
+        text += f"[{name}]" if isinstance(name, int) else f".{name}" if text else name
     return text
 
 
 def _shown(value: Any) -> str:
-    text = repr(value) if isinstance(value, float) else json.dumps(value, default=str)
+    if isinstance(value, float):
+        return repr(value)
+    try:
+        return _cut(json.dumps(value, default=str))
+    except RecursionError:
+        return "a deeply nested value"
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= 80 else text[:77] + "..."

@@ -80,7 +80,7 @@ def serve(
     listener = listen(host, port)
     try:
         app = create_app(models, features, poll_seconds=poll_seconds, threads=threads)
-        Server(app, ready, url_of(host, listener)).run(sockets=[listener])
+        Server(app, ready, url_of(host, port_of(listener))).run(sockets=[listener])
     finally:
         listener.close()
 
@@ -142,7 +142,8 @@ def running(
     try:
         app = create_app(models, features, **options)
         up = threading.Event()
-        server = Server(app, lambda _: up.set(), url_of(host, listener))
+        url = url_of(host, port_of(listener))
+        server = Server(app, lambda _: up.set(), url)
         thread = threading.Thread(
             target=lambda: asyncio.run(server.serve(sockets=[listener])), name="server", daemon=True
         )
@@ -152,10 +153,10 @@ def running(
                 if not thread.is_alive():
                     raise UserError(
                         "The service did not start.",
-                        where=url_of(host, listener),
+                        where=url,
                         fix="See the log above.",
                     )
-            yield url_of(host, listener)
+            yield url
         finally:
             server.should_exit = True
             thread.join(timeout=GRACE_SECONDS + 5)
@@ -189,7 +190,11 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def url_of(host: str, listener: socket.socket) -> str:
-    """The URL that reaches a listener."""
-    port = listener.getsockname()[1]
+def port_of(listener: socket.socket) -> int:
+    """The port of a listener."""
+    return int(listener.getsockname()[1])
+
+
+def url_of(host: str, port: int) -> str:
+    """The URL of a service that listens there."""
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"

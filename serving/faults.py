@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from recsys.errors import UserError
 
 SHOWN_FAULTS = 20
-"""Faults that one answer lists; a body of thousands of candidates can have thousands."""
+"""Faults that one answer explains; a body of thousands of candidates can have thousands."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,24 @@ class BodyFault:
     expected: str = ""
     found: str = ""
     fix: str = ""
+
+
+@dataclass
+class Faults:
+    """Faults of one body: the first `SHOWN_FAULTS` explained, all counted."""
+
+    shown: list[BodyFault] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, faults: Iterable[BodyFault], count: int) -> None:
+        """Count so many more, and take of them what is still to be shown.
+
+        Args:
+            faults: Explained as they are asked for.
+            count: How many there are.
+        """
+        self.shown += islice(faults, SHOWN_FAULTS - len(self.shown))
+        self.count += count
 
 
 class RequestError(UserError):
@@ -46,12 +66,12 @@ class RequestError(UserError):
         return (_rebuild, (self.status, self.message, self.fields(), self.faults, self.headers))
 
     @classmethod
-    def of(cls, faults: list[BodyFault]) -> RequestError:
-        """The error of one or more faults: the first in the fields, all (up to 20) listed."""
-        first = faults[0]
+    def of(cls, faults: Faults) -> RequestError:
+        """The error of one or more faults: the first in the fields, all that are shown listed."""
+        first = faults.shown[0]
         message = first.message
-        if len(faults) > 1:
-            message = f"The request has {len(faults)} faults; the first: {first.message}"
+        if faults.count > 1:
+            message = f"The request has {faults.count} faults; the first: {first.message}"
         return cls(
             422,
             message,
@@ -59,7 +79,7 @@ class RequestError(UserError):
             found=first.found,
             where=first.where,
             fix=first.fix,
-            faults=tuple(faults[:SHOWN_FAULTS]),
+            faults=tuple(faults.shown),
         )
 
     def body(self) -> dict[str, Any]:

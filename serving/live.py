@@ -10,19 +10,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from recsys.errors import UserError
 from serving.assemble import Assembler
 from serving.contract import Contract, RankRequest
+from serving.logs import NAME
 from serving.metrics import Metrics
 from serving.scorer import SCORE, Scorer, top
 from serving.store import LocalStore, mark
-from serving.versions import Mark, Refuse, Swap, decide, in_a_line, read_version, scan
+from serving.versions import (
+    Found,
+    Mark,
+    Refuse,
+    Swap,
+    decide,
+    in_a_line,
+    numbers,
+    read_version,
+    scan,
+)
 
-log = logging.getLogger("recsys.serving")
+log = logging.getLogger(NAME)
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,14 @@ def frequent_switches(seconds: float = 0.0005) -> Iterator[None]:
         sys.setswitchinterval(before)
 
 
+class Refused(NamedTuple):
+    """A version that may not serve: its mark then, why, and the features that it waits for."""
+
+    mark: Mark
+    reason: str
+    features: str
+
+
 class Live:
     """Keeps the newest good version of a MODELS folder, and its tables, ready to answer.
 
@@ -98,7 +117,8 @@ class Live:
         self.models, self.features = Path(models), Path(features)
         self.metrics = metrics
         self.poll_seconds = poll_seconds
-        self.refused: dict[int, tuple[Mark, str]] = {}
+        self.refused: dict[int, Refused] = {}
+        self._seen: dict[int, Found] = {}
         self._latest = LocalStore(self.features)
         self._failed_tables: tuple[int, int] | None = None
         self._current: Serving | None = None
@@ -145,32 +165,47 @@ class Live:
                 self.metrics.poll_failures.inc()
 
     def _take_up(self) -> None:
-        while True:
-            current = self._current
-            stores = {
-                store.fingerprint: store
-                for store in ((current.store,) if current else ()) + (self._latest,)
-            }
-            found = scan(self.models)
-            marks = {each.version: each.mark for each in found}
-            *refusals, last = decide(
-                found,
-                (current.version, current.mark) if current else None,
-                {version: stamp for version, (stamp, _) in self.refused.items()},
-                stores,
-            )
-            for refusal in refusals:
-                assert isinstance(refusal, Refuse)
-                self._refuse(refusal, marks[refusal.version])
-            if not isinstance(last, Swap):
-                return
-            stamp = marks[last.version]
-            try:
-                self._swap(last.version, stamp, stores)
-            except UserError as error:
-                self._refuse(Refuse(last.version, in_a_line(error)), stamp)
+        self._forget_gone()
+        refusals: list[Refuse] = []
+        while self._step(refusals):
+            pass
+        # Said last, since only now it is known what serves in their place.
+        serves = f"; version {self._current.version} serves" if self._current else ""
+        for each in refusals:
+            log.warning("version %d is refused: %s%s", each.version, each.reason, serves)
 
-    def _swap(self, version: int, stamp: Mark, stores: dict[str, LocalStore]) -> None:
+    def _forget_gone(self) -> None:
+        there = set(numbers(self.models))
+        self.refused = {version: why for version, why in self.refused.items() if version in there}
+        self._seen = {version: found for version, found in self._seen.items() if version in there}
+
+    def _step(self, said: list[Refuse]) -> bool:
+        """Refuse what is bad, into `said`, and load what is next; whether something was."""
+        current = self._current
+        stores = {
+            store.fingerprint: store
+            for store in ((current.store,) if current else ()) + (self._latest,)
+        }
+        *refusals, last = decide(
+            scan(self.models, self._seen),
+            (current.version, current.mark) if current else None,
+            {version: why.mark for version, why in self.refused.items()},
+            stores,
+        )
+        for refusal in refusals:
+            assert isinstance(refusal, Refuse)
+            self._refuse(refusal, said)
+        if not isinstance(last, Swap):
+            return False
+        try:
+            self._swap(last.version, stores)
+        except Exception as error:
+            # As many kinds as there are damages; one version must not end the others.
+            self._refuse(Refuse(last.version, in_a_line(error)), said)
+        return True
+
+    def _swap(self, version: int, stores: dict[str, LocalStore]) -> None:
+        stamp = self._seen[version].mark
         started = time.perf_counter()
         manifest, spec = read_version(self.models, version)
         store = stores[manifest["fingerprints"]["features"]]
@@ -191,11 +226,11 @@ class Live:
             time.perf_counter() - started,
         )
 
-    def _refuse(self, refusal: Refuse, stamp: Mark) -> None:
-        self.refused[refusal.version] = (stamp, refusal.reason)
+    def _refuse(self, refusal: Refuse, said: list[Refuse]) -> None:
+        stamp = self._seen[refusal.version].mark
+        self.refused[refusal.version] = Refused(stamp, refusal.reason, refusal.features)
         self.metrics.refused.inc()
-        serves = f"; version {self._current.version} goes on" if self._current else ""
-        log.warning("version %d is refused: %s%s", refusal.version, refusal.reason, serves)
+        said.append(refusal)
 
     def _reload_tables(self) -> None:
         stamp = mark(self.features)
@@ -204,14 +239,18 @@ class Live:
             return
         try:
             store = LocalStore(self.features)
-        except UserError as error:
+        except Exception as error:  # as above: the versions are still to be looked at
             self._failed_tables = stamp
             self.metrics.refused_tables.inc()
             log.warning("new feature tables are refused: %s", in_a_line(error))
             return
         self._latest = store
-        # Other features may be just what a version that was refused is waiting for.
-        self.refused.clear()
+        # These may be just the features that a version that was refused is waiting for.
+        self.refused = {
+            version: why
+            for version, why in self.refused.items()
+            if why.features != store.fingerprint
+        }
         current = self.current
         if store.fingerprint != current.store.fingerprint:
             log.warning(
@@ -242,9 +281,9 @@ class Live:
         elif not self.refused:
             found = "no version in it (a version is a folder named by an integer)"
         else:
-            version, (_, reason) = max(self.refused.items())
-            found = f"version {version}, refused: {reason}"
-        mismatch = self.refused and "it needs features" in found
+            version, why = max(self.refused.items())
+            found = f"version {version}, refused: {why.reason}"
+        mismatch = bool(self.refused) and bool(why.features)
         return UserError(
             "There is no model version that can serve.",
             where=str(self.models),

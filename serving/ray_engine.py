@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from recsys.errors import UserError
-from serving.store import LocalStore
-from serving.versions import Swap, decide, scan
+from serving.live import Live
+from serving.metrics import Metrics
 
 APPLICATION = "recsys"
 
@@ -32,24 +34,17 @@ SETTINGS = {
 REPLICA_CPUS = 0.5
 """What a replica claims of a node, so that it fits beside Ray's own actors on two cores."""
 
+ANSWER_SECONDS = 60
+"""How long a service that has been started may take to be reached at its address."""
+
 
 def preflight(models: Path, features: Path) -> None:
-    """Fail here, with the reason, rather than in a replica. Loads no model.
+    """Load once what each replica will, to fail here, with the reason, and before Ray starts.
 
     Raises:
         UserError: There is no version that can serve, or the tables are of other features.
     """
-    store = LocalStore(features)
-    *refusals, last = decide(scan(models), None, {}, [store.fingerprint])
-    if not isinstance(last, Swap):
-        found = "; ".join(f"version {each.version}: {each.reason}" for each in refusals)  # type: ignore[union-attr]
-        raise UserError(
-            "There is no model version that can serve.",
-            where=str(models),
-            expected=f"a whole version, built from features {store.fingerprint} ({features})",
-            found=found or "no version (a version is a folder named by an integer)",
-            fix="Publish one with: recsys publish RUN --models MODELS",
-        )
+    Live(models, features, Metrics())
 
 
 def serve_on_ray(
@@ -67,14 +62,18 @@ def serve_on_ray(
     """As `serving.engine.serve`, on Ray Serve.
 
     Raises:
-        UserError: As for `serve`, and where Ray cannot start the service.
+        UserError: As for `serve`, and where Ray cannot start the service, or a cluster's Serve
+            listens elsewhere.
     """
-    from serving.engine import listen, url_of
+    from serving.engine import listen, port_of, url_of
 
-    # Ray's own processes will listen; this one only finds out whether they can.
-    listener = listen(host, port)
-    url, port = url_of(host, listener), listener.getsockname()[1]
-    listener.close()
+    if ray_address is None or not port:
+        # Ray's own processes will listen; this one only finds out whether they can. The port of
+        # a cluster may be in use by the very Serve that is to answer there.
+        listener = listen(host, port)
+        port = port_of(listener)
+        listener.close()
+    url = url_of(host, port)
     models, features = Path(models).absolute(), Path(features).absolute()
     preflight(models, features)
     for name, value in SETTINGS.items():
@@ -85,35 +84,116 @@ def serve_on_ray(
     import ray
     from ray import serve
 
+    deployed = False
     try:
-        ray.init(
-            address=ray_address,
-            include_dashboard=None if ray_address else False,
-            log_to_driver=False,
-            logging_level="WARNING",
-            **({} if ray_address else {"num_cpus": max(2, os.cpu_count() or 2)}),
-        )
+        _connect(ray_address)
         _stop_by_signal(stop)  # ray.init has put a handler of its own in place
         _start(host, port)
+        _require_port(url, port)
         application = deployment(models, features, poll_seconds, threads, replicas).bind()
+        deployed = True
         serve.run(application, name=APPLICATION, route_prefix="/")
-        ready(url)
+        _require_answer(url, stop)
+        if not stop.is_set():
+            ready(url)
         stop.wait()
-    except (ray.exceptions.RayError, RuntimeError, ConnectionError, TimeoutError) as error:
+    except (
+        ray.exceptions.RayError,
+        serve.exceptions.RayServeException,
+        RuntimeError,
+        ConnectionError,
+        TimeoutError,
+    ) as error:
         raise UserError(
             "Ray Serve could not start the service.",
             where=url,
-            found=str(error).strip().splitlines()[-1],
+            found=_last_line(error),
             fix="See the replica's log below /tmp/ray/session_latest/logs/serve, or "
             "use --engine local.",
         ) from error
     finally:
         if ray.is_initialized():
-            serve.shutdown()
+            if ray_address is None:
+                serve.shutdown()
+            elif deployed:
+                serve.delete(APPLICATION)  # a cluster's Serve may have others, which go on
             ray.shutdown()
         if threading.current_thread() is threading.main_thread():
             for each, handler in before.items():
                 signal.signal(each, handler)
+
+
+def _connect(address: str | None) -> None:
+    import ray
+
+    try:
+        ray.init(
+            # Without an address Ray would join a cluster that it finds on this machine.
+            address=address or "local",
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level="WARNING",
+            **({} if address else {"num_cpus": max(2, os.cpu_count() or 2)}),
+        )
+    except (ray.exceptions.RayError, RuntimeError, ValueError, OSError) as error:
+        if address is None:
+            raise
+        raise UserError(
+            "The Ray cluster cannot be reached.",
+            where=address,
+            expected="HOST:PORT of a running cluster, or auto for one of this machine",
+            found=_last_line(error),
+            fix="Start one with: ray start --head, or leave --ray-address out.",
+        ) from error
+
+
+def _require_port(url: str, port: int) -> None:
+    """Refuse a cluster whose Serve ran before, on another port: it keeps that.
+
+    Raises:
+        UserError: It listens elsewhere.
+    """
+    if _http_options().port != port:
+        raise _unreachable(url)
+
+
+def _require_answer(url: str, stop: threading.Event) -> None:
+    """Wait until the service answers where it is said to.
+
+    Raises:
+        UserError: It does not.
+    """
+    for _ in range(ANSWER_SECONDS):
+        try:
+            if httpx.get(f"{url}/readyz", timeout=10).is_success:
+                return
+        except httpx.TransportError:
+            pass
+        if stop.wait(1):
+            return
+    raise _unreachable(url)
+
+
+def _unreachable(url: str) -> UserError:
+    options = _http_options()
+    return UserError(
+        "The service does not answer where it should.",
+        where=url,
+        expected="Ray Serve at this address",
+        found=f"the cluster's Serve listens on {options.host}:{options.port}",
+        fix="Take that address with --host and --port, or end that Serve with: serve shutdown",
+    )
+
+
+def _http_options() -> Any:
+    """Where the cluster's Serve listens; it has no public call that says so."""
+    from ray.serve.context import _get_global_client
+
+    return _get_global_client().http_config
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[-1]
 
 
 def _stop_by_signal(stop: threading.Event) -> None:
@@ -132,7 +212,9 @@ def deployment(
     def build() -> Any:
         """The application, built in the replica."""
         from serving.app import create_app
+        from serving.logs import log_to_stderr
 
+        log_to_stderr()
         return create_app(models, features, poll_seconds=poll_seconds, threads=threads)
 
     # Ray calls what is a plain function, and takes anything else for an application.

@@ -80,7 +80,7 @@ class Scorer:
         try:
             model = self._tf.saved_model.load(str(self.folder))
         except Exception as error:  # TensorFlow raises as many kinds as there are damages
-            raise self._damaged(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+            raise self._damaged(_first_line(error)) from error
         if "serving_default" not in model.signatures:
             raise self._damaged(f"the signatures {sorted(model.signatures)}")
         return model
@@ -160,15 +160,17 @@ class Scorer:
             try:
                 answer = self.score(columns)
             except Exception as error:  # as above
-                raise self._damaged(
-                    f"{type(error).__name__}: {str(error).splitlines()[0]}"
-                ) from error
+                raise self._damaged(_first_line(error)) from error
             for name, values in answer.items():
                 if values.shape != (size,) or not np.isfinite(values).all():
                     raise self._damaged(
                         f"{name} = {values[:3]} of shape {values.shape} for a "
                         f"row of missing values, {size} times"
                     )
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
 
 
 def top(scores: np.ndarray, count: int | None) -> np.ndarray:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,11 @@ class Swap:
 
 @dataclass(frozen=True)
 class Refuse:
-    """This version may not serve, and why."""
+    """This version may not serve, and why; `features` are those that it waits for, '' if none."""
 
     version: int
     reason: str
+    features: str = ""
 
 
 Decision = Keep | Swap | Refuse
@@ -62,7 +64,7 @@ def decide(
     is refused once; it is looked at again when its folder has changed.
 
     Args:
-        found: The versions on disk.
+        found: The versions on disk, newest first; read no further than needed.
         current: The version that serves, and its mark when it was loaded.
         refused: Versions refused before, each with its mark then.
         features: Fingerprints of the feature tables at hand.
@@ -70,71 +72,90 @@ def decide(
     Returns:
         Any number of `Refuse`, then one `Keep` or `Swap`.
 
-    >>> decide([Found(1, "a"), Found(2, "b", "half")], (1, "a"), {}, [""])
-    (Refuse(version=2, reason='half'), Keep())
+    >>> decide([Found(2, "b", "half"), Found(1, "a")], (1, "a"), {}, [""])
+    (Refuse(version=2, reason='half', features=''), Keep())
     """
     features = tuple(features)
     decisions: list[Decision] = []
-    found = sorted(found, key=lambda one: -one.version)
-    if current and any(each.version == current[0] for each in found):
-        found = [each for each in found if each.version >= current[0]]
     for each in found:
         if current == (each.version, each.mark):
-            return (*decisions, Keep())
-        if each.version in refused and refused[each.version] == each.mark:
-            continue
-        reason = each.fault
-        if not reason and each.features not in features:
-            reason = (
-                f"it needs features {each.features}, and the feature tables are "
-                f"{' and '.join(features)}"
-            )
-        if not reason:
-            return (*decisions, Swap(each.version))
-        decisions.append(Refuse(each.version, reason))
+            break
+        if refused.get(each.version) != each.mark:
+            if each.fault:
+                decisions.append(Refuse(each.version, each.fault))
+            elif each.features in features:
+                return (*decisions, Swap(each.version))
+            else:
+                reason = (
+                    f"it needs features {each.features}, and the feature tables are "
+                    f"{' and '.join(features)}"
+                )
+                decisions.append(Refuse(each.version, reason, each.features))
+        if current and current[0] == each.version:
+            break
     return (*decisions, Keep())
 
 
-def inspect(folder: Path) -> Found:
-    """Look at a version folder without loading the model."""
-    version = int(folder.name)
-    stamp = folder_mark(folder)
-    for needed in ("saved_model.pb", "variables/variables.index"):
-        if not (folder / needed).is_file():
-            return Found(version, stamp, f"{needed} is missing")
+def numbers(models: Path) -> list[int]:
+    """The versions of a MODELS folder, newest first: its subfolders named by an integer."""
     try:
-        manifest = read_manifest(folder, "model")
-        load(folder / "spec.yaml")
-    except UserError as error:
-        return Found(version, stamp, in_a_line(error))
-    claimed = manifest.get("version", version)
-    if claimed != version:
-        return Found(version, stamp, f"its manifest says version {claimed}")
-    return Found(version, stamp, "", str(manifest["fingerprints"].get("features")))
-
-
-def folder_mark(folder: Path) -> Mark:
-    """A mark of a folder's files: their names, sizes and times."""
-    lines = []
-    for path in sorted(folder.rglob("*")):
-        try:
-            facts = path.stat()
-        except OSError:
-            continue
-        if path.is_file():
-            lines.append(f"{path.name} {facts.st_ino} {facts.st_size} {facts.st_mtime_ns}")
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-
-
-def scan(models: Path) -> list[Found]:
-    """The versions of a MODELS folder: its subfolders that are named by an integer."""
-    try:
-        folders = [path for path in models.iterdir() if path.name.isdecimal() and path.is_dir()]
+        names = [path.name for path in models.iterdir() if path.name.isdecimal() and path.is_dir()]
     except OSError:
         return []
     # Two names can say one number ("1" and "01"); only the plain one is a version.
-    folders = [path for path in folders if path.name == str(int(path.name))]
-    return [inspect(folder) for folder in folders]
+    return sorted((int(name) for name in names if name == str(int(name))), reverse=True)
+
+
+def scan(models: Path, seen: dict[int, Found]) -> Iterator[Found]:
+    """Look at the versions of a MODELS folder, newest first, each when it is asked for.
+
+    Args:
+        models: The folder.
+        seen: What an earlier look found; kept up to date. A folder is read again only where
+            its mark has changed.
+    """
+    for version in numbers(models):
+        stamp = folder_mark(models / str(version))
+        if version not in seen or seen[version].mark != stamp:
+            seen[version] = inspect(models / str(version), stamp)
+        yield seen[version]
+
+
+def inspect(folder: Path, stamp: Mark) -> Found:
+    """Look at a version folder, of this mark, without loading the model."""
+    version = int(folder.name)
+    try:
+        for needed in ("saved_model.pb", "variables/variables.index"):
+            if not (folder / needed).is_file():
+                return Found(version, stamp, f"{needed} is missing")
+        manifest = read_manifest(folder, "model")
+        load(folder / "spec.yaml")
+        claimed = manifest.get("version", version)
+        if claimed != version:
+            return Found(version, stamp, f"its manifest says version {claimed}")
+        return Found(version, stamp, "", str(manifest["fingerprints"]["features"]))
+    except KeyError as error:
+        return Found(version, stamp, f"its manifest lacks {error}")
+    except Exception as error:
+        # Whatever a damaged folder or its permissions throw, the other versions can serve.
+        return Found(version, stamp, in_a_line(error))
+
+
+def folder_mark(folder: Path) -> Mark:
+    """A mark of a folder's files: their names, sizes, times and permissions."""
+    lines = []
+    for root, folders, files in os.walk(folder):
+        folders.sort()
+        for name in sorted(files):
+            try:
+                facts = os.stat(os.path.join(root, name))
+            except OSError:
+                continue
+            lines.append(
+                f"{name} {facts.st_ino} {facts.st_size} {facts.st_mtime_ns} "
+                f"{facts.st_mode} {facts.st_uid} {facts.st_gid}"
+            )
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def read_version(models: Path, version: int) -> tuple[dict[str, Any], Spec]:
@@ -143,7 +164,10 @@ def read_version(models: Path, version: int) -> tuple[dict[str, Any], Spec]:
     return read_manifest(folder, "model"), load(folder / "spec.yaml")
 
 
-def in_a_line(error: UserError) -> str:
+def in_a_line(error: Exception) -> str:
     """An error in one line of a log."""
-    parts = [error.message, error.where, error.found and f"found {error.found}"]
+    if isinstance(error, UserError):
+        parts = [error.message, error.where, error.found and f"found {error.found}"]
+    else:
+        parts = [f"{type(error).__name__}:", str(error)]
     return " ".join(" ".join(part.split()) for part in parts if part)

@@ -39,7 +39,7 @@ from recsys.schema import OWNER_KEY, RawColumn, output_names, raw_columns
 from recsys.spec import Spec, dumps, fingerprints, load
 from serving.example import example_request
 from serving.store import LocalStore
-from serving.versions import scan
+from serving.versions import numbers
 
 SPECS = Path(__file__).parent.parent / "specs"
 
@@ -175,7 +175,7 @@ def measure(
 
 def publish_again(models: Path) -> int:
     """The newest version once more, as the next one; its number."""
-    newest = max(found.version for found in scan(models))
+    newest = numbers(models)[0]
     source = models / str(newest)
     manifest = read_manifest(source, "model")
     with write_folder(models / str(newest + 1)) as aside:
@@ -241,7 +241,7 @@ def main() -> None:
         options.models, options.features = folder / "models", folder / "features"
     if options.swap and folder is None:
         # Versions are published below: never into the caller's folder.
-        newest = str(max(found.version for found in scan(options.models)))
+        newest = str(numbers(options.models)[0])
         folder = Path(tempfile.mkdtemp(prefix="recsys-serving-"))
         shutil.copytree(options.models / newest, folder / "models" / newest)
         options.models = folder / "models"

@@ -13,6 +13,7 @@ import httpx
 import jsonschema
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
 
 from recsys.errors import UserError
 from recsys.spec import Spec
@@ -183,6 +184,8 @@ def test_other_paths_and_methods_are_answered_in_the_same_form(url: str) -> None
 def test_reports(url: str, spec: Spec) -> None:
     assert httpx.get(f"{url}/healthz", timeout=30).json() == {"status": "alive"}
     assert httpx.get(f"{url}/readyz", timeout=30).json() == {"status": "ready", "model_version": 1}
+    for path in ("/healthz", "/readyz"):
+        assert httpx.head(url + path, timeout=30).status_code == 200
     report = httpx.get(f"{url}/v1/models", timeout=30).json()
     assert report["model_version"] == 1 and report["manifest"]["kind"] == "model"
     assert report["features"]["items"] == 4 and report["refused"] == {}
@@ -235,6 +238,15 @@ def test_the_client_and_the_example(url: str, spec: Spec, features: Path) -> Non
     with pytest.raises(UserError, match="no candidates") as caught:
         client.rank({**request, "candidates": []}, url)
     assert caught.value.where == "candidates"
+
+
+def test_ids_are_shown_as_they_are(url: str) -> None:
+    ids = ["[bold]i1[/bold]", "[/]", "[red]"]
+    table = client.table(client.rank({"user": {"id": "u1"}, "candidates": ids}, url))
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(table)
+    assert all(f"{identity} (unknown)" in shown.get() for identity in ids)
 
 
 def test_the_client_before_another_service() -> None:

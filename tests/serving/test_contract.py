@@ -12,7 +12,7 @@ import pytest
 from recsys.spec import Spec
 from serving.body import parse_json
 from serving.contract import Contract
-from serving.faults import RequestError
+from serving.faults import SHOWN_FAULTS, BodyFault, RequestError
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +118,10 @@ GOOD = {"user": {"id": "u1"}, "candidates": ["i1"]}
         ({"candidates": [True]}, "candidates[0].id", "id does not fit"),
         ({"candidates": [1.5]}, "candidates[0].id", "id does not fit"),
         ({"candidates": [["i1"]]}, "candidates[0].id", "id does not fit"),
+        ({"candidates": ["i1", 2**64]}, "candidates[1].id", "beyond what a number holds"),
+        ({"candidates": [-1e300]}, "candidates[0].id", "beyond what a number holds"),
+        ({"user": {"id": -(2**63) - 1}}, "user.id", "beyond what a number holds"),
+        ({"user": {"id": float(2**53)}}, "user.id", "beyond what a number holds"),
         ({"candidates": [{}]}, "candidates[0].id", "is missing"),
         ({"candidates": [{"id": 1, "price": 2}]}, "candidates[0].price", "unknown here"),
         (
@@ -197,6 +201,51 @@ def test_a_key_in_the_wrong_place_is_told_its_home(contract: Contract) -> None:
     assert error.fix == "`price` belongs into candidates[].features."
     error = refusal(contract, {**GOOD, "context": {"devise": "tv"}})
     assert error.fix == "Did you mean `device`?"
+
+
+def test_ids_of_64_bits_are_exact(contract: Contract) -> None:
+    ids = [2**64 - 1, 2**64 - 2, -(2**63), 2.0**53 - 1]
+    request = contract.parse(orjson.dumps({"user": {"id": 2**63}, "candidates": ids}))
+    assert request.ids == ids and request.duplicates == 0 and request.user_key == str(2**63)
+    # As it is beside a NaN, which another parser reads.
+    for beside in (b"1.0", b"NaN"):
+        body = b'{"user": {"features": {"activity": %s}}, "candidates": [%d]}' % (beside, 2**64)
+        assert refusal(contract, body).fix == "Send it as text."
+
+
+def test_only_the_faults_that_are_shown_are_explained(
+    contract: Contract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    explained: list[str] = []
+    monkeypatch.setattr(
+        "serving.contract.BodyFault",
+        lambda where, *words: explained.append(where) or BodyFault(where, *words),
+    )
+    misspelt = {f"price{n}": 1 for n in range(20)}
+    unfit = {"price": "dear", "tags": {}}
+    for features, count in ((misspelt, 6000), (unfit, 600)):
+        explained.clear()
+        candidates = [{"id": n, "features": features} for n in range(300)]
+        error = refusal(contract, {**GOOD, "candidates": candidates})
+        assert error.message.startswith(f"The request has {count} faults; the first: ")
+        assert len(error.faults) == len(explained) == SHOWN_FAULTS
+
+
+def test_what_is_long_or_deep_is_shown_short(contract: Contract) -> None:
+    error = refusal(contract, {**GOOD, "user": {"id": 1, "features": {"k" * 50_000: 1}}})
+    assert error.status == 422 and len(str(error)) < 1000
+    deep = b"[" * 1000 + b"]" * 1000
+    for body, where in (
+        (b'{"user": {"id": %s}, "candidates": [1]}', "user.id"),
+        (b'{"user": {"id": 1, "features": {"country": %s}}, "candidates": [1]}', "country"),
+        (b'{"user": {"id": 1, "features": {"seen": %s}}, "candidates": [1]}', "seen"),
+        (b'{"user": {"id": 1}, "candidates": [{"id": 1, "features": {"tags": %s}}]}', "tags"),
+        (b'{"user": {"id": 1}, "candidates": [1], "top_k": %s}', "top_k"),
+        (b'{"user": {"id": 1}, "candidates": [1], "more": %s}', "more"),
+    ):
+        error = refusal(contract, body % deep)
+        assert error.status == 422 and where in error.where
+        assert error.found in ("a deeply nested value", "more")
 
 
 @pytest.mark.parametrize(

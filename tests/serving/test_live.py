@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 import time
@@ -97,11 +98,74 @@ def test_a_damaged_newest_version_changes_nothing(
     assert live.refused.keys() == {2, 3, 4}
     # Said once each, with the reason.
     assert len(caplog.records) == 3
-    assert all("version 1 goes on" in record.getMessage() for record in caplog.records)
+    assert all("; version 1 serves" in record.getMessage() for record in caplog.records)
     assert b"recsys_model_refused_total 3.0" in metrics.text()
     publish(models, 2)
     live.poll()
     assert live.current.version == 2 and live.refused.keys() == {3, 4}
+
+
+def test_a_refusal_names_what_serves_then(
+    tmp_path: Path, features: Path, publish: Publish, caplog: pytest.LogCaptureFixture
+) -> None:
+    models = publish(tmp_path / "models", 1)
+    live = Live(models, features, Metrics())
+    for version in (2, 3):
+        publish(models, version)
+    (models / "3" / "saved_model.pb").unlink()
+    with caplog.at_level("WARNING", "recsys.serving"):
+        live.poll()
+    said = [record.getMessage() for record in caplog.records if record.name == "recsys.serving"]
+    assert said == ["version 3 is refused: saved_model.pb is missing; version 2 serves"]
+
+
+def test_a_version_without_fingerprints_does_not_end_the_looking(
+    tmp_path: Path, features: Path, publish: Publish
+) -> None:
+    models = publish(tmp_path / "models", 1)
+    live = Live(models, features, Metrics())
+    for version in (2, 3):
+        publish(models, version)
+    manifest = models / "3" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("fingerprints", "prints"))
+    live.poll()
+    assert live.current.version == 2 and "lacks 'fingerprints'" in live.refused[3].reason
+
+
+def test_tables_built_anew_refuse_nothing_again_and_what_is_gone_is_forgotten(
+    tmp_path: Path, write_features: Callable[..., Path], spec: Spec, publish: Publish
+) -> None:
+    features = write_features(tmp_path / "features", spec)
+    models = publish(tmp_path / "models", 1)
+    live = Live(models, features, metrics := Metrics())
+    publish(models, 2)
+    (models / "2" / "saved_model.pb").write_bytes(b"half a graph")
+    publish(models, 3, by=changed(spec))
+    live.poll()
+    assert live.refused.keys() == {2, 3}
+    before = live.current.store
+    write_features(features, spec)
+    live.poll()
+    assert live.current.store is not before
+    assert live.refused.keys() == {2, 3}
+    assert b"recsys_model_refused_total 2.0" in metrics.text()
+    shutil.rmtree(models / "2")
+    live.poll()
+    assert live.refused.keys() == {3}
+
+
+def test_tables_that_cannot_be_read_do_not_end_the_looking(
+    tmp_path: Path, write_features: Callable[..., Path], spec: Spec, publish: Publish
+) -> None:
+    features = write_features(tmp_path / "features", spec)
+    models = publish(tmp_path / "models", 1)
+    live = Live(models, features, Metrics())
+    write_features(features, spec)
+    (features / "spec.yaml").unlink()
+    (features / "spec.yaml").mkdir()
+    publish(models, 2)
+    live.poll()
+    assert live.current.version == 2
 
 
 def test_a_version_that_answers_no_numbers_is_refused(
