@@ -50,7 +50,11 @@ RayAddress = Annotated[
     str | None, typer.Option("--ray-address", help="A running Ray cluster; default: a local one.")
 ]
 Force = Annotated[
-    bool, typer.Option("--force", help="Publish although the gate refuses; the reasons are kept.")
+    bool,
+    typer.Option(
+        "--force",
+        help="Publish a new version in any case; reasons of the gate against it are kept.",
+    ),
 ]
 
 
@@ -343,10 +347,11 @@ def serve(
             exit_code=EXIT_WRONG_USE,
         )
     from infra.quiet import load_tensorflow
+    from serving import log_to_stderr
     from serving import serve as run
 
     load_tensorflow()
-
+    log_to_stderr()
     run(
         models,
         features,
@@ -367,16 +372,10 @@ def rank(
 ) -> None:
     """Send one request to a running service and print the ranked items."""
     from infra.report import show as show_table
-    from recsys.artifacts import read_json
     from serving.client import rank as send
-    from serving.client import table
+    from serving.client import read_request, table
 
-    try:
-        body = json.load(sys.stdin) if str(request) == "-" else read_json(request)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            "The request is not JSON.", where="stdin", found=str(error), exit_code=EXIT_WRONG_USE
-        ) from None
+    body = read_request(request)
 
     def show(answer: dict[str, Any]) -> None:
         show_table(table(answer))
@@ -428,8 +427,14 @@ def demo(
     tour(out, rows, workers, say=_say)
 
 
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
-_INTERRUPTED = "Interrupted. An unfinished training goes on with --resume."
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_OF_RIGHTS = (errno.EACCES, errno.EPERM)
+_GOES_ON = {
+    "train": " An unfinished training goes on with --resume.",
+    "run": " The same command goes on from there.",
+    "demo": " The same command goes on from there.",
+}
+"""What an interruption of a command leaves to be gone on with."""
 _IN_THE_WAY = (errno.ENOTDIR, errno.EEXIST)
 
 
@@ -441,21 +446,27 @@ def main() -> None:
     except UserError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        _fail(_INTERRUPTED, EXIT_INTERRUPTED)
+        _fail_interrupted()
     except SystemExit as stop:
         # Typer ends by itself on Ctrl-C, without a word.
         if stop.code == EXIT_INTERRUPTED and interrupted():
-            _fail(_INTERRUPTED, EXIT_INTERRUPTED)
+            _fail_interrupted()
         raise
     except Exception as error:
         if interrupted():
-            _fail(_INTERRUPTED, EXIT_INTERRUPTED)
+            _fail_interrupted()
         if not isinstance(error, OSError):
             raise
         if error.errno in _IN_THE_WAY:
             _fail(
                 f"A file stands where a folder is needed.\n  where:    {error.filename}\n"
                 "  fix:      Name another output.",
+                EXIT_FAILED,
+            )
+        if error.errno in _OF_RIGHTS:
+            _fail(
+                f"{os.strerror(error.errno)}\n  where:    {error.filename}\n"
+                "  fix:      Let this user read it, or write where it is an output.",
                 EXIT_FAILED,
             )
         if error.errno not in _OF_THE_DISK:
@@ -465,6 +476,11 @@ def main() -> None:
             "  fix:      Free space or choose another folder; nothing half-written was left.",
             EXIT_FAILED,
         )
+
+
+def _fail_interrupted() -> None:
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    _fail("Interrupted." + _GOES_ON.get(command, ""), EXIT_INTERRUPTED)
 
 
 def _fail(message: str, code: int) -> None:

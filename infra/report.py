@@ -184,7 +184,7 @@ def show_decision(decision: Mapping[str, Any]) -> None:
     if decision["published"]:
         print(f"published version {decision['version']}: {decision['path']}")
     else:
-        print("refused; the champion keeps serving")
+        print("refused; nothing was published")
     for line in (*decision["reasons"], *decision.get("notes", [])):
         print(f"  - {line}")
 
@@ -193,7 +193,9 @@ def show_run(result: Mapping[str, Any]) -> None:
     """Print a whole run: its metrics, its decision, and where everything lies."""
     show_metrics(result["metrics"])
     show_decision(result["decision"])
-    print(
-        f"features {result['features']}\nrun      {result['run']}\nmodels   {result['models']}\n"
-        f"serve    recsys serve {result['models']} --features {result['features']}"
-    )
+    print(f"features {result['features']}\nrun      {result['run']}")
+    if Path(result["models"]).is_dir():  # a first model that is refused leaves none
+        print(
+            f"models   {result['models']}\n"
+            f"serve    recsys serve {result['models']} --features {result['features']}"
+        )

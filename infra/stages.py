@@ -118,12 +118,15 @@ def run_all(
     if stages.stale("evaluate", keys["evaluate"], run / "metrics.json"):
         measure(run)
         stages.done("evaluate", keys["evaluate"])
-    if stages.stale("publish", keys["publish"], models):
+    decision = stages.result("publish")
+    # The folder may have been moved since: where the version lies is known by its number.
+    if stages.stale("publish", keys["publish"], _version(models, decision) / MANIFEST):
         decision = decision_json(gate(run, models, force))
         if decision["published"]:
-            stages.done("publish", keys["publish"], decision)
+            made = read_json(_version(models, decision) / MANIFEST)
+            stages.done("publish", keys["publish"], made, decision)
     else:
-        decision = stages.result("publish")
+        decision = {**decision, "path": str(_version(models, decision))}
     return {
         "features": str(features),
         "run": str(run),
@@ -146,31 +149,39 @@ class _Stages:
     def stale(self, stage: str, key: str, output: Path) -> bool:
         """Whether the stage must run; says so either way.
 
-        Features must be those that the stage made: another command may have written there.
+        Features and a version must be those that the stage made: another command may have
+        written there.
         """
         state = self._state.get(stage, {})
         fresh = state.get("key") == key and output.exists()
-        if fresh and stage == "features":
+        if fresh and stage in ("features", "publish"):
             fresh = _made(read_json(output)) == state.get("made")
         if fresh:
             self.skipped.append(stage)
         self._say(f"[bold]{stage}[/bold]" + (": unchanged, skipped" if fresh else ""))
         return not fresh
 
-    def done(self, stage: str, key: str, result: Any = None) -> None:
-        """Record that the stage was built from these inputs."""
-        self._state[stage] = {"key": key, "result": result if stage == "publish" else None}
-        if stage == "features":
-            self._state[stage]["made"] = _made(result)
+    def done(
+        self, stage: str, key: str, manifest: dict[str, Any] | None = None, result: Any = None
+    ) -> None:
+        """Record that the stage was built from these inputs, with this manifest and answer."""
+        self._state[stage] = {"key": key, "result": result}
+        if manifest is not None:
+            self._state[stage]["made"] = _made(manifest)
         write_json(self._path, self._state)
 
     def result(self, stage: str) -> Any:
-        """What a skipped stage answered."""
-        return self._state[stage]["result"]
+        """What the stage answered when it was last done; None where it never was."""
+        return self._state.get(stage, {}).get("result")
+
+
+def _version(models: Path, decision: dict[str, Any] | None) -> Path:
+    """Where the version of a decision lies."""
+    return models / str((decision or {}).get("version", 0))
 
 
 def _made(manifest: dict[str, Any]) -> list[Any]:
-    """What tells features from others that were built from the same spec."""
+    """What tells features, or a version, from others that were built from the same spec."""
     return [manifest.get("created"), manifest.get("fingerprints"), manifest.get(LEARNED)]
 
 

@@ -65,6 +65,7 @@ def write_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
     aside.chmod(0o755)
     try:
         yield aside
+        share_tree(aside)
         sync_tree(aside)
         put_in_place(aside, path)
     except BaseException:
@@ -83,6 +84,19 @@ def put_in_place(aside: Path, path: Path) -> None:
     else:
         os.rename(aside, path)
     sync_file(path.parent)
+
+
+def share_tree(folder: Path) -> None:
+    """Let those who may read a folder read what is below it, in spite of a strict umask.
+
+    The service often runs as another user than the one who trains.
+    """
+    wanted = folder.stat().st_mode & 0o555
+    for root, folders, files in os.walk(folder):
+        for names, mode in ((folders, wanted), (files, wanted & 0o444)):
+            for name in names:
+                path = Path(root) / name
+                path.chmod(path.stat().st_mode | mode)
 
 
 def sync_file(path: Path) -> None:

@@ -2,14 +2,66 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import httpx
 from rich.table import Table
+from rich.text import Text
 
-from recsys.errors import UserError
+from recsys.errors import EXIT_WRONG_USE, UserError
 
 DEFAULT_URL = "http://127.0.0.1:8501"
+
+
+def read_request(path: Path) -> dict[str, Any]:
+    """The body of `POST /v1/rank` in a JSON file, or on stdin where the path is `-`.
+
+    Raises:
+        UserError: It cannot be read, or is no JSON object.
+    """
+    where = "stdin" if str(path) == "-" else str(path)
+    expected = "a JSON file, as /docs of the service shows it"
+    try:
+        text = sys.stdin.buffer.read() if where == "stdin" else path.read_bytes()
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        raise UserError(
+            "The request is missing." if missing else "The request cannot be read.",
+            where=where,
+            expected=expected,
+            found="no such file" if missing else str(error.strerror),
+            fix="Name the file of a request, or - to read it from stdin.",
+        ) from None
+    try:
+        request = json.loads(text)
+        found = "" if isinstance(request, dict) else f"a JSON {_KINDS[type(request)]}"
+    except RecursionError:
+        found = "lists or objects that are nested too deeply"
+    except ValueError as error:
+        found = str(error) if text.strip() else "nothing"
+    if found:
+        raise UserError(
+            "The request is no JSON object.",
+            where=where,
+            expected='{"user": …, "candidates": …}, as /docs of the service shows it',
+            found=found,
+            fix="Correct it, and send it again.",
+            exit_code=EXIT_WRONG_USE,
+        )
+    return request  # type: ignore[no-any-return]
+
+
+_KINDS = {
+    list: "list",
+    str: "text",
+    int: "number",
+    float: "number",
+    bool: "truth value",
+    type(None): "null",
+}
 
 
 def rank(request: dict[str, Any], url: str = DEFAULT_URL, timeout: float = 30.0) -> dict[str, Any]:
@@ -49,7 +101,7 @@ def rank(request: dict[str, Any], url: str = DEFAULT_URL, timeout: float = 30.0)
             found=str(error),
             fix="Start it with: recsys serve MODELS --features FEATURES",
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             "The request cannot be written as JSON.",
             found=str(error),
@@ -94,7 +146,8 @@ def table(answer: dict[str, Any]) -> Table:
     for item, part in zip(items, parts, strict=True):
         result.add_row(
             str(item["rank"]),
-            f"{item['id']}" if item["known"] else f"{item['id']} (unknown)",
+            # An id is a text of the caller's, where [b] means nothing.
+            Text(f"{item['id']}" if item["known"] else f"{item['id']} (unknown)"),
             _number(item["score"]),
             *(_number(part[name]) for name in names),
         )

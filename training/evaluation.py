@@ -232,12 +232,12 @@ def _load_signature(export: Path, name: str) -> Any:
     try:
         model = tf.saved_model.load(str(export))
         signature = model.signatures[name]
-    except (OSError, ValueError, KeyError, tf.errors.OpError) as error:
+    except Exception as error:  # TensorFlow raises as many kinds as there are damages
         raise UserError(
             "An exported model cannot be loaded.",
             where=str(export),
             expected=f"a SavedModel with the signature `{name}`",
-            found=str(error).strip().splitlines()[0],
+            found=f"{type(error).__name__}: {str(error).strip()}".splitlines()[0],
             fix="Train again.",
         ) from error
     # The signature holds no reference to the model, which owns its variables.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recsys.schema import conditional_name
 from recsys.spec.records import Spec
 
 
@@ -42,7 +43,8 @@ def decide(metrics: Mapping[str, Any], champion: Mapping[str, Any] | None, spec:
 
     Every task's own output is judged: AUC at least `gate.min_auc`, ECE at most
     `gate.max_ece`, and AUC at most `gate.max_auc_drop` below the champion's. A task that the
-    champion does not have is judged by the first two alone; a regression by none.
+    champion does not have is judged by the first two alone; a regression by none. A task that
+    only the champion has is lost to those who ask for it, which is a reason against.
 
     >>> from recsys.spec import loads
     >>> spec = loads('''
@@ -63,6 +65,10 @@ def decide(metrics: Mapping[str, Any], champion: Mapping[str, Any] | None, spec:
         reasons.append(
             f"the champion ({', '.join(others)}) has no task in common with the challenger "
             f"({', '.join(task.name for task in spec.tasks)}): these are models of different things"
+        )
+    elif lost := _tasks(others) - {task.name for task in spec.tasks}:
+        reasons.append(
+            f"{', '.join(sorted(lost))}: the challenger has no such task, and the champion has"
         )
     for task in spec.tasks:
         if task.is_regression:
@@ -90,3 +96,9 @@ def decide(metrics: Mapping[str, Any], champion: Mapping[str, Any] | None, spec:
         else:
             notes.append(f"{task.name}: AUC {auc:.4f}, the champion's {before:.4f}")
     return Reject(tuple(reasons)) if reasons else Promote(notes=tuple(notes))
+
+
+def _tasks(answers: Iterable[str]) -> set[str]:
+    """The tasks among a model's answers, of which some are of one task given another."""
+    names = set(answers)
+    return names - {conditional_name(task, given) for task in names for given in names}

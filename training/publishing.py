@@ -16,6 +16,7 @@ from recsys.artifacts import (
     read_json,
     read_manifest,
     require_learned,
+    share_tree,
     sync_file,
     sync_tree,
     write_manifest,
@@ -30,6 +31,7 @@ from training.evaluation import (
     evaluate,
     evaluate_other,
     features_of,
+    load_numeric,
     stored_metrics,
 )
 from training.gate import Decision, Promote, Reject, decide
@@ -48,25 +50,29 @@ def publish(run: str | Path, models: str | Path, force: bool = False) -> Decisio
     Args:
         run: A finished run.
         models: The models folder; made where it is missing.
-        force: Publish in spite of the gate; the reasons are kept in the notes.
+        force: Publish a new version in any case; the reasons are kept in the notes.
 
     Returns:
-        `Promote` with version and path, or `Reject` with the reasons. A run that is already
-        published is not published again.
+        `Promote` with version and path, or `Reject` with the reasons. Unless forced, a run of
+        which a whole version stands is not published again.
 
     Raises:
-        UserError: The run is unfinished, or the folders cannot be used.
+        UserError: The run is unfinished or has no export, or the folders cannot be used.
     """
     run, models = Path(run), Path(models)
     manifest = read_manifest(run, "run")
     spec = load(run / "spec.yaml")
-    for version in versions(models):
-        known = _manifest_of(models / str(version))
-        if known is None or known.get("run") != manifest["run"]:
-            continue
-        # The same run with other serving limits is another version.
-        if known["fingerprints"].get("serve") == fingerprints(spec)["serve"]:
-            return Promote(version, models / str(version), ("this run is published",), True)
+    if not (run / EXPORT / "saved_model.pb").is_file():
+        raise UserError(
+            "The run has no exported model.",
+            where=str(run / EXPORT),
+            expected="saved_model.pb",
+            found="none" if (run / EXPORT).is_dir() else "no such folder",
+            fix="Train again with: recsys train SPEC --features FEATURES --output RUN",
+        )
+    published = None if force else _published(run, models, manifest, spec)
+    if published is not None:
+        return Promote(published, models / str(published), ("this run is published",), True)
     metrics = stored_metrics(run) or evaluate(run, "test")
     champion = _champion(models)
     against, caveat = (None, ()) if champion is None else _compare(champion, manifest, spec)
@@ -92,6 +98,29 @@ def versions(models: Path) -> list[int]:
     return sorted(int(p.name) for p in models.iterdir() if p.name.isdecimal() and p.is_dir())
 
 
+def _published(run: Path, models: Path, manifest: dict[str, Any], spec: Spec) -> int | None:
+    """The newest whole version of a run, by its export's files."""
+    wanted = _sizes(run / EXPORT)
+    for version in reversed(versions(models)):
+        folder = models / str(version)
+        known = _manifest_of(folder)
+        if known is None or known.get("run") != manifest["run"]:
+            continue
+        # The same run with other serving limits is another version.
+        if known.get("fingerprints", {}).get("serve") != fingerprints(spec)["serve"]:
+            continue
+        if wanted.items() <= _sizes(folder).items():
+            return version
+        _LOG.warning("version %s of this run is damaged, and is passed over", folder)
+    return None
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each file below a folder."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
 def _manifest_of(folder: Path) -> dict[str, Any] | None:
     try:
         return read_manifest(folder, "model")
@@ -102,9 +131,14 @@ def _manifest_of(folder: Path) -> dict[str, Any] | None:
 def _champion(models: Path) -> Path | None:
     for version in reversed(versions(models)):
         folder = models / str(version)
-        if _manifest_of(folder) is not None and (folder / "saved_model.pb").is_file():
-            return folder
-        _LOG.warning("version %s is damaged and is passed over", folder)
+        try:
+            read_manifest(folder, "model")
+            load(folder / "spec.yaml")
+            load_numeric(folder)
+        except UserError as error:
+            _LOG.warning("version %s is passed over: %s", folder, error.message)
+            continue
+        return folder
     return None
 
 
@@ -157,6 +191,7 @@ def _write(
                     "trained_with": manifest.get("libraries", library_versions()),
                 },
             )
+            share_tree(aside)
             sync_tree(aside)
             try:
                 # Fails where another publisher has just taken the number.

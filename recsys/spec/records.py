@@ -410,8 +410,7 @@ class Ranking(Record):
 class Gate(Record):
     """What a challenger must show on the evaluated split to be published.
 
-    Regressions are not judged. A challenger that has no task in common with the champion is
-    refused.
+    Regressions are not judged. A challenger that lacks a task of the champion's is refused.
     """
 
     min_auc: Fraction | None = None
@@ -713,7 +712,7 @@ class Serve(Record):
     """Most bytes in a request's body; a longer one is refused with status 413."""
     deadline_ms: Positive = 1000
     """Milliseconds from the start of a request to its answer, after which it fails with status
-    504."""
+    504, or 408 where its body has not come by then."""
 
 
 class Spec(Record):

@@ -1,5 +1,6 @@
 """The command line: help, exit codes, machine-readable results, errors without tracebacks."""
 
+import ctypes
 import json
 import resource
 import subprocess
@@ -7,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from recsys.errors import UserError
+from serving import read_request
 
 ROOT = Path(__file__).parents[2]
 SPEC = ROOT / "infra" / "specs" / "world.yaml"
@@ -65,6 +69,7 @@ def test_no_command_shows_help() -> None:
         (["convert", "nowhere", "--output", "{tmp}"], 1, "recsys train"),
         (["serve", "nowhere", "--features", "none"], 1, "recsys features"),
         (["rank", "none.json"], 1, "missing"),
+        (["rank", "{full}"], 1, "Is a directory"),
         (["run", SPEC, "--input", "nowhere", "--output", "{tmp}"], 1, "nowhere"),
         (["train", SPEC, "--features", "nowhere", "--output", "{tmp}"], 1, "recsys features"),
         (["simulate", "{full}"], 1, "not empty"),
@@ -96,6 +101,59 @@ def test_mistakes_end_in_words(
     assert (full / "mine").read_text() == "precious"
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "found:    nothing"),
+        ("{'user'", "line 1 column 2"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"n": ' + "1" * 5000 + "}", "4300 digits"),
+        ("[1]", "a JSON list"),
+        ("null", "a JSON null"),
+        (b"\xff", "utf-8"),
+    ],
+)
+def test_a_request_that_is_none_is_refused_in_words(
+    text: str | bytes, said: str, tmp_path: Path
+) -> None:
+    content = text if isinstance(text, bytes) else text.encode()
+    (tmp_path / "request.json").write_bytes(content)
+    with pytest.raises(UserError, match="no JSON object") as caught:
+        read_request(tmp_path / "request.json")
+    assert said in str(caught.value) and caught.value.exit_code == 2
+    assert caught.value.where == str(tmp_path / "request.json") and caught.value.fix
+
+
+def test_a_request_on_stdin_that_is_none() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "infra.cli", "rank", "-"],
+        input="no json", capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "where:    stdin" in done.stderr and "Traceback" not in done.stderr
+
+
+def _no_right_to_all() -> None:
+    """Take from root the right to pass over permissions; others have none to lose."""
+    drop_capability, dac_override, dac_read_search = 24, 1, 2
+    for capability in (dac_override, dac_read_search):
+        ctypes.CDLL(None).prctl(drop_capability, capability, 0, 0, 0)
+
+
+def test_a_folder_without_permission_is_said(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    done = subprocess.run(
+        [sys.executable, "-m", "infra.cli", "spec", "infer", write_table(tmp_path),
+         "--output", closed / "spec.yaml"],
+        capture_output=True, text=True, cwd=ROOT, preexec_fn=_no_right_to_all,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Permission denied" in done.stderr and str(closed) in done.stderr
+    assert "Let this user" in done.stderr and "Free space" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_check_as_json_lists_faults(tmp_path: Path) -> None:
     bad = tmp_path / "bad.yaml"
     bad.write_text(SPEC.read_text().replace("given: click", "given: clik"))
@@ -105,11 +163,17 @@ def test_check_as_json_lists_faults(tmp_path: Path) -> None:
     assert "given" in fault["where"] and "clik" in fault["message"] and fault["line"] > 0
 
 
-def test_a_file_in_the_way_is_said(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("precious")
-    table = tmp_path / "table.csv"
+def write_table(folder: Path) -> Path:
+    """A small table of impressions."""
+    table = folder / "table.csv"
     rows = [f"u{n % 7},i{n % 5},{n},{int(n % 3 == 0)}" for n in range(60)]
     table.write_text("\n".join(["user,item,price,click", *rows]))
+    return table
+
+
+def test_a_file_in_the_way_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    table = write_table(tmp_path)
     done = recsys("spec", "infer", table, "--output", tmp_path / "file" / "spec.yaml")
     assert done.returncode == 1, done.stderr
     assert "A file stands where a folder" in done.stderr and str(tmp_path / "file") in done.stderr

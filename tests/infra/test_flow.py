@@ -4,6 +4,7 @@ One flow serves every test here, since each start of Beam, Ray and TensorFlow co
 """
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,6 +80,27 @@ def test_a_second_run_skips_every_stage(flow: dict[str, Any]) -> None:
     assert again["decision"] == flow["result"]["decision"]
     versions = [p.name for p in (folder / "out" / "models").iterdir() if p.name.isdigit()]
     assert versions == ["1"]
+
+
+def test_a_published_version_is_told_where_it_is_or_published_again(
+    flow: dict[str, Any], tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(flow["folder"] / "out", moved)
+
+    def run() -> dict[str, Any]:
+        done = recsys("run", flow["spec"], "--input", flow["folder"] / "world", "--output", moved,
+                      "--json")  # fmt: skip
+        return json.loads(done.stdout)
+
+    again = run()
+    assert again["skipped"] == ["features", "train", "evaluate", "publish"]
+    assert again["decision"]["path"] == str(moved / "models" / "1")
+    shutil.rmtree(moved / "models" / "1")
+    again = run()
+    assert again["skipped"] == ["features", "train", "evaluate"]
+    assert again["decision"]["version"] == 2
+    assert (moved / "models" / "2" / "saved_model.pb").is_file()
 
 
 def test_a_changed_serving_limit_only_publishes_again(flow: dict[str, Any], tmp_path: Path) -> None:
@@ -190,8 +212,6 @@ def test_a_model_of_other_features_is_refused(flow: dict[str, Any], tmp_path: Pa
 
 
 def test_a_gate_refuses_with_reasons_and_exit_code_3(flow: dict[str, Any], tmp_path: Path) -> None:
-    import shutil
-
     run = tmp_path / "run"
     shutil.copytree(flow["result"]["run"], run)
     text, task = (run / "spec.yaml").read_text(), "- name: click\n"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
-from infra.report import show
+from infra.report import show, show_run
 from infra.stages import _listing, _Stages
 from recsys.spec import loads
 from recsys.world import simulate
@@ -61,6 +61,18 @@ def test_features_that_another_command_replaced_are_built_again(tmp_path: Path) 
     assert stages.skipped == ["features"]
 
 
+def test_a_first_model_that_is_refused_leaves_nothing_to_serve(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = {name: str(tmp_path / name) for name in ("features", "run", "models")}
+    decision = {"published": False, "reasons": ["click: AUC 0.5 is low"], "notes": []}
+    metrics = {"rows": 1, "tasks": {"click": {"auc": 0.5}}}
+    show_run({**result, "metrics": metrics, "decision": decision})
+    shown = capsys.readouterr().out
+    assert "refused; nothing was published" in shown
+    assert "champion" not in shown and "recsys serve" not in shown
+
+
 def test_numbers_are_shown_whole_however_narrow_the_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,5 +101,5 @@ def test_an_interruption_is_said_and_leaves_nothing(tmp_path: Path) -> None:
         if line.startswith("join: 0/"):  # the pipeline begins
             os.kill(process.pid, signal.SIGINT)
     assert process.wait() == 130, "".join(lines)
-    assert lines[-1] == "error: Interrupted. An unfinished training goes on with --resume.\n"
+    assert lines[-1] == "error: Interrupted.\n"
     assert list((tmp_path / "out").iterdir()) == []

@@ -35,6 +35,18 @@ def test_a_folder_is_not_there_before_it_is_whole(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["a"]
 
 
+def test_who_may_read_a_folder_may_read_its_files_under_a_strict_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        with write_folder(tmp_path / "out") as folder:
+            (folder / "a").mkdir()
+            (folder / "a" / "b").write_text("x")
+    finally:
+        os.umask(before)
+    modes = [(tmp_path / "out" / name).stat().st_mode & 0o777 for name in (".", "a", "a/b")]
+    assert modes == [0o755, 0o755, 0o644]
+
+
 def test_a_full_folder_is_not_overwritten_unless_asked(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

@@ -65,6 +65,15 @@ def test_a_champion_of_other_tasks_is_not_followed() -> None:
     assert "(like, share) has no task in common with the challenger (click, conversion)" in reason
 
 
+def test_a_lost_task_is_refused_by_name() -> None:
+    champion = found(0.7)
+    champion["tasks"] |= {"like": {"auc": 0.7}, "conversion_given_click": {"auc": 0.7}}
+    decision = decide(found(0.9), champion, gated())
+    assert decision == Reject(("like: the challenger has no such task, and the champion has",))
+    del champion["tasks"]["like"]
+    assert isinstance(decide(found(0.9), champion, gated()), Promote)
+
+
 def test_undefined_numbers_and_no_rows_are_refused() -> None:
     decision = decide(found(None), None, gated(max_ece=0.5))
     assert isinstance(decision, Reject) and "click: AUC is not defined" in decision.reasons[0]

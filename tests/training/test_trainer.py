@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,8 @@ def test_publishing(run: Path, tested: dict[str, Any], tmp_path: Path) -> None:
     third = training.publish(_twin(run, tmp_path, "third"), models)
     assert isinstance(third, Promote) and third.version == 3
     assert versions(models) == [1, 3]
+    forced = training.publish(run, models, force=True)
+    assert isinstance(forced, Promote) and forced.version == 4 and not forced.already
     assert not [p for p in models.iterdir() if p.name.endswith(".partial")]
 
 
@@ -317,6 +320,30 @@ def test_a_damaged_champion_is_passed_over(
     (models / "4").mkdir(parents=True)
     decision = training.publish(run, models)
     assert isinstance(decision, Promote) and decision.version == 5
+
+
+def test_a_damaged_version_is_published_again(
+    run: Path, tested: dict[str, Any], tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    for version in (1, 2):
+        assert training.publish(run, models) == Promote(version, models / str(version))
+        next((models / str(version) / "variables").glob("*.data-*")).write_bytes(b"")
+    twin = _twin(run, tmp_path, "twin")
+    third = training.publish(twin, models)
+    # Neither is a champion to compare with.
+    assert third == Promote(3, models / "3")
+    assert training.publish(twin, models) == replace(
+        third, notes=("this run is published",), already=True
+    )
+
+
+def test_a_run_without_an_export_is_refused(run: Path, tmp_path: Path) -> None:
+    twin = _twin(run, tmp_path, "twin")
+    shutil.rmtree(twin / "export")
+    with pytest.raises(UserError, match="no exported model") as caught:
+        training.publish(twin, tmp_path / "models", force=True)
+    assert caught.value.where == str(twin / "export") and "recsys train" in caught.value.fix
 
 
 def test_kinds_of_networks_count_as_validation_says(features: Path, tmp_path: Path) -> None:
