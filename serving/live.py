@@ -239,6 +239,7 @@ class Live:
             return
         try:
             store = LocalStore(self.features)
+            fingerprint = store.fingerprint
         except Exception as error:  # as above: the versions are still to be looked at
             self._failed_tables = stamp
             self.metrics.refused_tables.inc()
@@ -247,16 +248,14 @@ class Live:
         self._latest = store
         # These may be just the features that a version that was refused is waiting for.
         self.refused = {
-            version: why
-            for version, why in self.refused.items()
-            if why.features != store.fingerprint
+            version: why for version, why in self.refused.items() if why.features != fingerprint
         }
         current = self.current
-        if store.fingerprint != current.store.fingerprint:
+        if fingerprint != current.store.fingerprint:
             log.warning(
                 "the feature tables are now of features %s; version %d goes on with the "
                 "tables of %s until a version of the new features is published",
-                store.fingerprint,
+                fingerprint,
                 current.version,
                 current.store.fingerprint,
             )

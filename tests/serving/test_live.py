@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import threading
@@ -154,15 +155,20 @@ def test_tables_built_anew_refuse_nothing_again_and_what_is_gone_is_forgotten(
     assert live.refused.keys() == {3}
 
 
-def test_tables_that_cannot_be_read_do_not_end_the_looking(
-    tmp_path: Path, write_features: Callable[..., Path], spec: Spec, publish: Publish
+@pytest.mark.parametrize("change", [{"counters": "none"}, {"fingerprints": {}}])
+def test_tables_that_are_damaged_do_not_end_the_looking(
+    change: dict[str, object],
+    tmp_path: Path,
+    write_features: Callable[..., Path],
+    spec: Spec,
+    publish: Publish,
 ) -> None:
     features = write_features(tmp_path / "features", spec)
     models = publish(tmp_path / "models", 1)
     live = Live(models, features, Metrics())
     write_features(features, spec)
-    (features / "spec.yaml").unlink()
-    (features / "spec.yaml").mkdir()
+    manifest = features / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), **change}))
     publish(models, 2)
     live.poll()
     assert live.current.version == 2
