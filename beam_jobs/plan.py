@@ -252,5 +252,5 @@ def _action(spec: Spec, name: str) -> Source:
 def _table(spec: Spec, owner: Owner, columns: list[RawColumn]) -> Source:
     table = getattr(spec.data.tables, owner)
     fields = [Field(TABLE_KEY, table.key, "key")]
-    fields += [_text_or_number(spec, column, column.name) for column in columns]
+    fields += [_text_or_number(spec, c, c.name.removeprefix(table.prefix)) for c in columns]
     return Source(f"{owner} table", table.path, tuple(fields))

@@ -124,7 +124,18 @@ def _columns(spec: Spec) -> Iterator[Finding]:
             yield (
                 place,
                 f"{first!r} reads a column {column!r} of the {owner}, and {feature.name!r} "
-                f"one of the {feature.owner}: one name is one column. Rename one in its file",
+                f"one of the {feature.owner}: one name is one column. Give a table a prefix in "
+                "data.tables, or rename the column in its file",
+                "",
+            )
+        table = None if feature.owner == "context" else getattr(spec.data.tables, feature.owner)
+        if table is None or column in (table.key, getattr(spec.data.keys, feature.owner)):
+            continue
+        if not column.startswith(table.prefix) or column == table.prefix:
+            yield (
+                place,
+                f"columns of the {feature.owner}'s table begin with its prefix {table.prefix!r}; "
+                f"found {column!r}",
                 "",
             )
     for feature in spec.features:

@@ -66,6 +66,9 @@ class Table(Record):
     """File, folder or glob below the input folder; CSV, TSV or Parquet by its ending."""
     key: str
     """Column of the user or item ids; of rows with the same id, only the first is used."""
+    prefix: str = ""
+    """Put before the names of the table's other columns, where those of another file are the same:
+    with `item_`, its `country` is the column `item_country` of features and requests."""
 
 
 class Tables(Record):

@@ -328,3 +328,34 @@ def test_a_part_of_a_list_with_the_separator_in_it_makes_a_row_bad() -> None:
     checked = validate(block, [], replace(source, fields=(genres,)))
     assert checked.good["raw:genres"].to_pylist() == ["a,b|c", ""]
     assert checked.dead["reason"].to_pylist() == ["genres is no list of texts without '|'"]
+
+
+def test_tables_may_have_columns_of_one_name(tmp_path: Path) -> None:
+    text = """
+name: shops
+data:
+  impressions: log.csv
+  tables:
+    user: {path: users.csv, key: id}
+    item: {path: items.csv, key: id, prefix: item_}
+  keys: {user: user, item: item}
+  split: {validation: 0.2, test: 0.2}
+features:
+  - {name: country, owner: user, encode: vocabulary}
+  - {name: item_country, owner: item, encode: vocabulary}
+  - {name: item_id, owner: item, column: id, encode: vocabulary}
+tasks:
+  - {name: click, label: {column: clicked}}
+"""
+    log = pd.DataFrame({"user": range(200), "item": [f"i{n % 4}" for n in range(200)]})
+    log.assign(clicked=[0, 1] * 100).to_csv(tmp_path / "log.csv", index=False)
+    pd.DataFrame({"id": range(200), "country": "DE"}).to_csv(tmp_path / "users.csv", index=False)
+    items = pd.DataFrame({"id": [f"i{n}" for n in range(4)], "country": ["CN", "FR"] * 2})
+    items.to_csv(tmp_path / "items.csv", index=False)
+    run_features(loads(text), tmp_path, tmp_path / "features")
+    assert vocabulary(tmp_path, "country") == ["DE"]
+    assert vocabulary(tmp_path, "item_country") == ["CN", "FR"]
+    assert vocabulary(tmp_path, "item_id") == ["i0", "i1", "i2", "i3"]
+    store = LocalStore(tmp_path / "features")
+    assert store.lookup("item", ["i0", "i1"]).columns["item_country"].tolist() == ["CN", "FR"]
+    assert store.lookup("user", ["7"]).columns["country"].tolist() == ["DE"]

@@ -129,6 +129,9 @@ def test_a_name_that_dangles_since_its_record_is_faulty_is_no_second_fault() -> 
          "encode.task", "'by'"),
         (("{name: hour, owner: context,", "{name: hour, owner: context, column: price,"),
          "features[hour].column", "'price' of the item, and 'hour' one of the context"),
+        (("  impressions: log.csv", "  impressions: log.csv\n"
+          "  tables: {item: {path: items.csv, key: item, prefix: item_}}"),
+         "features[price].column", "begin with its prefix 'item_'; found 'price'"),
         (("{name: hour, owner: context,", "{name: hour, owner: context, column: 'key:x',"),
          "features[hour].column", "the job's own"),
         (("- {name: hour, owner: context, encode: vocabulary}", "- {name: sold, owner: item, "
