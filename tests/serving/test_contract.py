@@ -245,7 +245,9 @@ def test_what_is_long_or_deep_is_shown_short(contract: Contract) -> None:
     ):
         error = refusal(contract, body % deep)
         assert error.status == 422 and where in error.where
-        assert error.found in ("a deeply nested value", "more")
+        # Python 3.12 writes what 3.11 finds too deep.
+        short = error.found.startswith("[[[") and len(error.found) <= 80
+        assert short or error.found in ("a deeply nested value", "more")
 
 
 @pytest.mark.parametrize(
