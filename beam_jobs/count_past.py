@@ -11,6 +11,7 @@ import apache_beam as beam
 import pyarrow as pa
 
 from beam_jobs import counters as past
+from beam_jobs.history import Bounds, clock_of
 from beam_jobs.partition import partition
 from beam_jobs.plan import Plan
 from beam_jobs.runner import carrying
@@ -24,12 +25,12 @@ SERVING = "serving"
 class CountPast(beam.PTransform):
     """Add the counters: what was known of a key at the end of the day before each row's."""
 
-    def __init__(self, plan: Plan, shards: int, folder: Path) -> None:
+    def __init__(self, plan: Plan, shards: int, folder: Path, bounds: Any) -> None:
         super().__init__()
-        self.plan, self.shards, self.folder = plan, shards, folder
+        self.plan, self.shards, self.folder, self.bounds = plan, shards, folder, bounds
 
     def expand(self, rows: beam.PCollection) -> beam.PCollection:
-        partials = rows | "Ask" >> beam.FlatMap(self._ask)
+        partials = rows | "Ask" >> beam.FlatMap(self._ask, self.bounds)
         overall = beam.pvalue.AsSingleton(
             partials
             | "Totals of part"
@@ -58,10 +59,10 @@ class CountPast(beam.PTransform):
     def _feature(self, name: str) -> Feature:
         return self.plan.spec.feature(name)
 
-    def _ask(self, pair: tuple[int, pa.Table]) -> Iterator[Any]:
+    def _ask(self, pair: tuple[int, pa.Table], bounds: Bounds) -> Iterator[Any]:
         shard, rows = pair
         for feature in self.plan.counters:
-            part = past.partial(rows, feature, self.plan)
+            part = past.partial(rows, feature, self.plan, clock_of(bounds))
             for number, piece in partition(part, past.KEY, self.shards):
                 yield (feature.name, number), (shard, piece)
 

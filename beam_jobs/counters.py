@@ -42,10 +42,11 @@ def joint_key(rows: pa.Table, feature: Feature, plan: Plan) -> np.ndarray:
     return joint
 
 
-def partial(rows: pa.Table, feature: Feature, plan: Plan) -> pa.Table:
+def partial(rows: pa.Table, feature: Feature, plan: Plan, clock: int | None = 0) -> pa.Table:
     """What each key saw on each day: `joint_key`, `day`, `shown`, `positives`, `asked`.
 
-    `asked` is true where rows of that key and day wait for an answer.
+    `asked` is true where rows of that key and day wait for an answer; `clock` is as for
+    `beam_jobs.history.known_day`.
     """
     key = joint_key(rows, feature, plan)
     day = rows[DAY].to_numpy().astype(np.int64)
@@ -53,7 +54,7 @@ def partial(rows: pa.Table, feature: Feature, plan: Plan) -> pa.Table:
     frames = [pd.DataFrame({KEY: key, DAY: day, SHOWN: 1, POSITIVES: 0, ASKED: True})]
     if task is not None:
         positive = rows[label_column(task)].to_numpy() > 0
-        when = known_day(rows, task, plan)[1] if task in plan.tracked else day
+        when = known_day(rows, task, clock)[1] if task in plan.tracked else day
         frames.append(
             pd.DataFrame(
                 {KEY: key[positive], DAY: when[positive], SHOWN: 0, POSITIVES: 1, ASKED: False}

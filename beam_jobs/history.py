@@ -5,6 +5,7 @@ Plain functions on the Arrow table of one user shard.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,36 +15,61 @@ import pyarrow as pa
 from beam_jobs.plan import DAY, ROW, TIME, USER, Plan, known, raw
 from beam_jobs.validate import MS_PER_DAY
 from recsys.schema import LIST_SEPARATOR, label_column
-from recsys.spec.records import Feature, History, TimeSplit
+from recsys.spec.records import Feature, History
 
 _OFFSET_MS = 15 * 60_000
 """Of what clocks' distances from UTC are multiples."""
+Bounds = tuple[int, int]
+"""Of many rows, the most and the least that `day` is ahead of `key:time`, in ms."""
 
 
-def known_day(rows: pa.Table, task: str | None, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+def clock_bounds(rows: pa.Table) -> Bounds:
+    """What rows say of the clock by which their days are counted."""
+    begin = rows[DAY].to_numpy().astype(np.int64) * MS_PER_DAY - rows[TIME].to_numpy()
+    return int(begin.max()), int(begin.min())
+
+
+def widest(bounds: Iterable[Bounds]) -> Bounds:
+    """The bounds of all rows together; of none, those of UTC."""
+    found = list(bounds)
+    if not found:
+        return 0, 1 - MS_PER_DAY
+    return max(most for most, _ in found), min(least for _, least in found)
+
+
+def clock_of(bounds: Bounds) -> int | None:
+    """By how many ms a clock is ahead of UTC that fits all rows; None where none does.
+
+    A row of local day `day` says: at least `day - key:time`, and less than a day more. Where that
+    leaves a choice, it is the later clock, for a history may know too little, but not ahead.
+    """
+    most, least = bounds
+    ahead = (least + MS_PER_DAY - 1) // _OFFSET_MS * _OFFSET_MS
+    return ahead if ahead >= most else None
+
+
+def known_day(
+    rows: pa.Table, task: str | None, clock: int | None = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """When and on which day a positive of the task was known (int64 ms and days, [rows]).
 
-    An action that follows its impression on a later day is known on that day only. Where days
-    come from a column of local dates, their distance from UTC is what fits all rows; where that
-    leaves a choice, the day is the later one, for a history may know too little, but not ahead.
+    An action that follows its impression on a later day is known on that day only.
+
+    Args:
+        rows: Impressions with `day` and `key:time`, and `known` of the task.
+        task: The task; None for what was known with the impression.
+        clock: By how many ms the days' clock is ahead of UTC; None where clocks change, and what
+            follows an impression may be of the next day.
     """
     day = rows[DAY].to_numpy().astype(np.int64)
     time = rows[TIME].to_numpy()
     if task is None:
         return time, day
     at = rows[known(task)].to_numpy()
-    split = plan.spec.data.split
-    if not (isinstance(split, TimeSplit) and split.column) or not len(at):
-        return at, np.floor_divide(at, MS_PER_DAY)
-    # A row shown at `time` on local day `day` leaves open by how much its clock is ahead of UTC:
-    # at least `begin`, and less than a day more.
-    begin = day * MS_PER_DAY - time
-    ahead = (begin.min() + MS_PER_DAY - 1) // _OFFSET_MS * _OFFSET_MS
-    if ahead >= begin.max():
-        later = np.floor_divide(at + ahead, MS_PER_DAY)
-    else:
-        # Nothing fits all, as where clocks change: what follows may be of the next day.
+    if clock is None:
         later = day - np.floor_divide(time - at, MS_PER_DAY)
+    else:
+        later = np.floor_divide(at + clock, MS_PER_DAY)
     return at, np.where(at > time, later, day)
 
 
@@ -55,7 +81,7 @@ class Histories:
     users: pa.Table
 
 
-def histories(rows: pa.Table, feature: Feature, plan: Plan) -> Histories:
+def histories(rows: pa.Table, feature: Feature, plan: Plan, clock: int | None = 0) -> Histories:
     """The history of each row's user to the end of the day before, latest first.
 
     Args:
@@ -63,6 +89,7 @@ def histories(rows: pa.Table, feature: Feature, plan: Plan) -> Histories:
             the feature that the history is `of`, and the label and `known` of its action.
         feature: The history feature.
         plan: The plan.
+        clock: As for `known_day`.
 
     Returns:
         Strings joined by `,`, at most `max_length` parts each, [rows]; and a table with
@@ -72,7 +99,7 @@ def histories(rows: pa.Table, feature: Feature, plan: Plan) -> Histories:
     assert isinstance(encode, History)
     users, names = pd.factorize(rows[USER].to_numpy())
     values = rows[raw(plan.spec.feature(encode.of).raw)].to_numpy()
-    at, day_known = known_day(rows, encode.action, plan)
+    at, day_known = known_day(rows, encode.action, clock)
     happened = values != ""
     if encode.action is not None:
         happened &= rows[label_column(encode.action)].to_numpy() > 0

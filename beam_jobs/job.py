@@ -159,12 +159,13 @@ class _Job:
                 owner: {"table": read(source, TABLE_KEY)} for owner, source in plan.tables.items()
             }
             rows = logs | "Attribute actions" >> steps.AttributeActions(plan, shards, ledger)
+            bounds = steps.day_bounds(rows, plan)
             for owner in ("item", "user"):
-                join = steps.JoinTable(plan, owner, shards, self.name, ledger)
+                join = steps.JoinTable(plan, owner, shards, self.name, ledger, bounds)
                 rows, serving = {"shown": rows, **owned.get(owner, {})} | f"Join {owner}" >> join
                 _ = serving | f"Serve {owner}" >> steps.WriteServing(tables / f"{owner}.parquet")
             if plan.counters:
-                rows = rows | "Count past" >> CountPast(plan, shards, tables)
+                rows = rows | "Count past" >> CountPast(plan, shards, tables, bounds)
             rows = rows | "Divide rows" >> steps.DivideRows(plan, shards, ledger)
             _ = rows | "Write shards" >> steps.WriteShards(plan, shards, self.joined, self.name)
             ledger.write(self.folder / "dead_letter", self.scratch / "counts.json")
@@ -187,7 +188,7 @@ class _Job:
             {name: found["rows"] for name, found in splits.items()}, counts, self.spec, self.joined
         )
         warnings = [
-            f"the {owner} table has no rows" for owner in OWNERS if self._complete_table(owner)
+            f"the {owner} table has no rows" for owner in OWNERS if self._write_missing_table(owner)
         ]
         labels: dict[str, dict[str, float]] = {
             name: found.get("labels", {}) for name, found in splits.items()
@@ -200,7 +201,7 @@ class _Job:
         ]
         return {"counts": counts, "splits": splits, "warnings": warnings}
 
-    def _complete_table(self, owner: Owner) -> bool:
+    def _write_missing_table(self, owner: Owner) -> bool:
         """Write an owner's table without rows, where no shard had any; whether that was so."""
         path = self.folder / "tables" / f"{owner}.parquet"
         if path.exists():

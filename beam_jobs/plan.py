@@ -38,8 +38,8 @@ USER, ITEM, REQUEST, IMPRESSION = USER_KEY, "key:item", REQUEST_KEY, "key:impres
 DAY = "day"
 IDENTITY = "identity"
 REST = "rest"
-PLACE = "key:row"
-"""Column of a block as it is read that becomes `row`, under a name that no log's column has."""
+PLACE, UNREAD = "key:row", "key:rest"
+"""Columns of a block as it is read that become `row` and `rest`; no log's column is named so."""
 TABLE_KEY = "key"
 
 FieldKind = Literal["text", "number", "key", "time", "day", "binary", "value", "weight"]
@@ -119,6 +119,13 @@ class Plan:
     def sources(self) -> tuple[Source, ...]:
         """Every log and table."""
         return (self.impressions, *self.actions.values(), *self.tables.values())
+
+    @property
+    def counts_local_days(self) -> bool:
+        """Whether days are of a column, and what follows an impression is known later than it."""
+        split = self.spec.data.split
+        local = isinstance(split, TimeSplit) and split.column is not None
+        return local and bool(self.tracked and self.actions)
 
     def by(self, counter: Feature) -> tuple[By, ...]:
         """The columns of a counter, named as the spec names them."""

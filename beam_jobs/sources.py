@@ -25,7 +25,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from beam_jobs.partition import mixed, stable_hash
-from beam_jobs.plan import PLACE, REST, Source
+from beam_jobs.plan import PLACE, UNREAD, Source
 from recsys.errors import UserError
 
 PARQUET = (".parquet", ".pq")
@@ -327,7 +327,7 @@ def read(task: ReadTask) -> Iterator[tuple[pa.Table, list[str]]]:
         for block in blocks:
             if rest:
                 hashed = pa.array(_hash_of(block.select(rest)))
-                block = block.drop_columns(rest).append_column(f"key:{REST}", hashed)
+                block = block.drop_columns(rest).append_column(UNREAD, hashed)
             for name, value in task.file.partitions:
                 if name in task.source.columns:
                     block = block.append_column(name, pa.array([value] * len(block), pa.string()))

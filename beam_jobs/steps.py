@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from beam_jobs.history import histories
+from beam_jobs.history import Bounds, clock_bounds, clock_of, histories, widest
 from beam_jobs.join import Joined, attribute, deduplicate, join_table
 from beam_jobs.partition import by_shard, gather, mixed, partition, stable_hash
 from beam_jobs.plan import (
@@ -176,6 +176,17 @@ class AttributeActions(beam.PTransform):
         yield from partition(labelled.rows, ITEM, self.shards)
 
 
+def day_bounds(rows: beam.PCollection, plan: Plan) -> Any:
+    """What all rows say of the clock of their days, for steps that ask when an action was known."""
+    if not plan.counts_local_days:
+        return widest([])
+    return beam.pvalue.AsSingleton(
+        rows
+        | "Bounds of days" >> beam.Map(lambda pair: clock_bounds(pair[1]))
+        | "Widest" >> beam.CombineGlobally(widest)
+    )
+
+
 def _no_events() -> pa.Table:
     return pa.table(
         {
@@ -189,20 +200,24 @@ def _no_events() -> pa.Table:
 class JoinTable(beam.PTransform):
     """Join the owner's table to the impressions; also gather the owner's serving rows."""
 
-    def __init__(self, plan: Plan, owner: Owner, shards: int, job: str, ledger: Ledger) -> None:
+    def __init__(
+        self, plan: Plan, owner: Owner, shards: int, job: str, ledger: Ledger, bounds: Any
+    ) -> None:
         super().__init__()
-        self.plan, self.owner = plan, owner
+        self.plan, self.owner, self.bounds = plan, owner, bounds
         self.shards, self.job, self.ledger = shards, job, ledger
 
     def expand(self, logs: dict[str, beam.PCollection]) -> tuple[Any, Any]:
         outputs = (
             logs
             | f"Meet by {self.owner}" >> beam.CoGroupByKey()
-            | "Join" >> beam.FlatMap(self._join).with_outputs(DEAD, COUNTS, SERVING)
+            | "Join" >> beam.FlatMap(self._join, self.bounds).with_outputs(DEAD, COUNTS, SERVING)
         )
         return self.ledger.take(outputs), outputs[SERVING]
 
-    def _join(self, group: tuple[int, dict[str, Iterable[pa.Table]]]) -> Iterator[Any]:
+    def _join(
+        self, group: tuple[int, dict[str, Iterable[pa.Table]]], bounds: Bounds
+    ) -> Iterator[Any]:
         shard, logs = group
         shown, table = list(logs["shown"]), None
         if self.owner in self.plan.tables:
@@ -226,7 +241,7 @@ class JoinTable(beam.PTransform):
             rows = joined.rows
             if self.owner == "user":
                 for feature in self.plan.histories:
-                    made = histories(rows, feature, self.plan)
+                    made = histories(rows, feature, self.plan, clock_of(bounds))
                     rows = rows.append_column(raw(feature.name), made.rows)
                     ends.append(made.users)
         serving = serving_rows(rows, table, ends, self.owner, self.plan)

@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from beam_jobs.plan import PLACE, REST, ROW, Field, Source
+from beam_jobs.plan import PLACE, REST, ROW, UNREAD, Field, Source
 from recsys.artifacts import finite
 from recsys.raw import canonical, is_missing
 from recsys.schema import RawColumn
@@ -49,7 +49,7 @@ def validate(block: pa.Table, ragged: list[str], source: Source) -> Checked:
         `good` has `row`, `rest` where the block has it, and one column a field, without nulls;
         `dead` has `source`, `reason` and `row` (JSON).
     """
-    own = {PLACE: ROW, f"key:{REST}": REST}
+    own = {PLACE: ROW, UNREAD: REST}
     own = {name: target for name, target in own.items() if name in block.column_names}
     columns: dict[str, pa.Array] = {
         target: block[name].combine_chunks() for name, target in own.items()

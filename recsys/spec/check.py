@@ -34,19 +34,17 @@ def _names(spec: Spec) -> Iterator[Finding]:
     from recsys.schema import weights_name, weights_of  # it imports this package itself
 
     # Features are the arguments of the exported model's signature `numeric`, and so are weights.
-    alike: dict[str, str] = {
-        weights_name(feature.name).lower(): f"{feature.name}'s weights"
-        for feature in spec.features
-        if weights_of(feature)
-    }
+    weights = {weights_name(f.name).lower(): f.name for f in spec.features if weights_of(f)}
+    alike: dict[str, str] = {}
     for feature in spec.features:
         place = ("features", feature.name, "name")
         if not is_argument(feature.name):
             yield place, f"{feature.name!r} is a word of Python; keep it as `column` alone", ""
         first = alike.setdefault(feature.name.lower(), feature.name)
-        if first.endswith("'s weights"):
-            yield place, f"{feature.name!r} is the name of {first}", ""
-        elif first != feature.name:
+        if feature.name.lower() in weights:
+            of = weights[feature.name.lower()]
+            yield place, f"{feature.name!r} is the name of {of}'s weights", ""
+        if first != feature.name:
             yield place, f"{first!r} and {feature.name!r} differ by case alone", ""
 
 

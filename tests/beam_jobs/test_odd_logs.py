@@ -359,3 +359,53 @@ tasks:
     store = LocalStore(tmp_path / "features")
     assert store.lookup("item", ["i0", "i1"]).columns["item_country"].tolist() == ["CN", "FR"]
     assert store.lookup("user", ["7"]).columns["country"].tolist() == ["DE"]
+
+
+LOCAL = """
+name: local
+data:
+  impressions: shown.csv
+  actions: {click: {path: clicks.csv, time: {column: at, unit: s}}}
+  keys: {impression: id, user: user, item: item}
+  time: {column: at, unit: s}
+  split: {column: {column: day}, train_to: 2026-01-04, validation_to: 2026-01-05}
+features:
+  - {name: item, owner: item, encode: vocabulary}
+  - {name: clicked, owner: user, encode: {kind: history, of: item, action: click, max_length: 100}}
+  - {name: rate, owner: item, encode: {kind: counter, by: [item], task: click,
+     statistic: positives, as: {kind: numeric, scale: none}}}
+tasks:
+  - {name: click, label: {action: click, within: 3h}}
+"""
+
+
+@pytest.mark.parametrize("shards", [1, 7])
+def test_local_days_are_those_of_all_rows_however_they_are_divided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int
+) -> None:
+    monkeypatch.setattr("beam_jobs.job.FEWEST_SHARDS", shards)
+    rng = np.random.default_rng(5)
+    n, start = 700, 1767225600  # six days from 2026-01-01, by a clock eight hours ahead
+    local = start + np.sort(rng.integers(0, 6 * 86400, n))
+    shown = pd.DataFrame({"id": [f"i{k}" for k in range(n)], "at": local - 8 * 3600})
+    shown["user"] = [f"u{k}" for k in rng.integers(0, 40, n)]
+    shown["item"] = [f"p{k}" for k in rng.integers(0, 9, n)]
+    shown["day"] = pd.to_datetime(local, unit="s").strftime("%Y-%m-%d")
+    clicks = shown[["id", "at"]][rng.random(n) < 0.5].copy()
+    clicks["at"] += rng.integers(0, 3 * 3600, len(clicks))
+    shown.to_csv(tmp_path / "shown.csv", index=False)
+    clicks.to_csv(tmp_path / "clicks.csv", index=False)
+    run_features(loads(LOCAL), tmp_path, tmp_path / "features")
+    found = pq.read_table(tmp_path / "features" / "raw" / "test").to_pandas()
+
+    events = shown.merge(clicks, on="id", suffixes=("", "_click")).sort_values("at_click")
+    known = (events["at_click"] + 8 * 3600 - start) // 86400
+    assert (known > pd.to_datetime(events["day"]).dt.day - 1).sum() > 10  # else this shows nothing
+    last = shown[shown["day"] == "2026-01-06"]
+    before = events[known < 5]  # to the end of the 5th
+    pasts = before[::-1].groupby("user")["item"].agg(",".join)
+    counts = before["item"].value_counts()
+    expected = sorted(
+        (row.item, pasts.get(row.user, ""), counts.get(row.item, 0)) for row in last.itertuples()
+    )
+    assert sorted(zip(found["item"], found["clicked"], found["rate"], strict=True)) == expected

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs import counters, sources
-from beam_jobs.history import histories
+from beam_jobs.history import clock_bounds, clock_of, histories, widest
 from beam_jobs.join import attribute, deduplicate, join_table
 from beam_jobs.partition import gather, mixed, partition, stable_hash
 from beam_jobs.plan import plan_of
@@ -422,11 +422,14 @@ def test_an_action_is_known_on_its_local_day(ahead_hours):
     )
     joined = attribute(rows, {"buy": bought}, plan).rows
     assert joined["label:buy"].to_pylist()[:4] == [1, 0, 0, 0]
-    found = histories(joined, plan.spec.feature("bought"), plan).rows.to_pylist()
+    clock = clock_of(clock_bounds(joined))
+    assert clock == ahead_hours * HOUR
+    found = histories(joined, plan.spec.feature("bought"), plan, clock).rows.to_pylist()
     # On the 11th it is not known yet, neither before nor after it was done; on the 12th it is.
     assert found[:4] == ["", "", "", "p1"]
     # What was seen on the 10th was known at once, and so on the 11th.
-    assert histories(joined, plan.spec.feature("seen"), plan).rows.to_pylist()[1] == "p1"
+    seen = histories(joined, plan.spec.feature("seen"), plan, clock).rows.to_pylist()
+    assert seen[1] == "p1"
 
 
 def test_where_clocks_change_an_action_of_the_next_hours_is_of_the_next_day():
@@ -447,7 +450,8 @@ def test_where_clocks_change_an_action_of_the_next_hours_is_of_the_next_day():
         }
     )
     joined = attribute(rows, {"buy": bought}, plan).rows
-    found = histories(joined, plan.spec.feature("bought"), plan).rows.to_pylist()
+    assert clock_of(widest([clock_bounds(winter), clock_bounds(summer)])) is None
+    found = histories(joined, plan.spec.feature("bought"), plan, None).rows.to_pylist()
     assert found[:4] == ["", "", "", "p1"]
 
 
