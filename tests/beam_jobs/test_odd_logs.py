@@ -379,7 +379,7 @@ tasks:
 """
 
 
-@pytest.mark.parametrize("shards", [1, 7])
+@pytest.mark.parametrize("shards", [1, 60])
 def test_local_days_are_those_of_all_rows_however_they_are_divided(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int
 ) -> None:
