@@ -168,7 +168,7 @@ class _Job:
                 rows = rows | "Count past" >> CountPast(plan, shards, tables, bounds)
             rows = rows | "Divide rows" >> steps.DivideRows(plan, shards, ledger)
             _ = rows | "Write shards" >> steps.WriteShards(plan, shards, self.joined, self.name)
-            ledger.write(self.folder / "dead_letter", self.scratch / "counts.json")
+            ledger.write(self.folder / "dead_letter", self.scratch / "counts.json", shards)
 
     def _judge(self) -> dict[str, Any]:
         """What the first pipeline found, if the data are fit to learn from."""

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
 from beam_jobs.plan import REQUEST, Plan
 from beam_jobs.sinks import read_arrow
@@ -37,8 +38,8 @@ def require_good_records(counts: dict[str, int], plan: Plan, dead_letter: Path) 
         }
         bad = sum(reasons.values())
         if bad and bad > allowed * read:
-            letters = pq.read_table(dead_letter).to_pylist()
-            first = [x for x in letters if x["source"] == source.name][:_SHOWN]
+            letters = ds.dataset(dead_letter).scanner(filter=pc.field("source") == source.name)
+            first = letters.head(_SHOWN).to_pylist()
             listed = "; ".join(f"{count} × {reason}" for reason, count in sorted(reasons.items()))
             shown = "".join(f"\n              {x['reason']}: {_short(x['row'])}" for x in first)
             advice = ["Correct the log or the spec", *_advice(reasons, source.name)]

@@ -21,7 +21,7 @@ from apache_beam.options.pipeline_options import (
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import create_runner
 
-from recsys.errors import EXIT_WRONG_USE, UserError
+from recsys.errors import EXIT_WRONG_USE, UserError, of_system
 
 _MARK = "recsys-user-error:"
 _NOISY = ("apache_beam", "absl", "tensorflow", "tensorflow_transform", "tfx_bsl", "root")
@@ -138,14 +138,13 @@ def carrying() -> Iterator[None]:
     except UserError as error:
         raise CarriedError(error) from None
     except OSError as error:
-        raise CarriedError(
-            UserError(
-                "A file could not be written or read.",
-                where=str(error.filename or ""),
-                found=error.strerror or str(error),
-                fix="Free space on the disk, or name another output.",
-            )
-        ) from error
+        told = of_system(error) or UserError(
+            "A file could not be written or read.",
+            where=str(error.filename or ""),
+            found=error.strerror or str(error),
+            fix="See to this file and its disk, and run the job again.",
+        )
+        raise CarriedError(told) from error
 
 
 @contextmanager

@@ -46,6 +46,8 @@ from recsys.schema import OWNER_KEY
 DEAD, COUNTS, SERVING = "dead", "counts", "serving"
 REASON = "\x1f"
 """Stands between source and reason in the name of a count."""
+_SHARDS_A_FILE = 4
+"""Shards of rows whose dead letters, if all were bad, one worker holds: some 16 MiB of a log."""
 
 
 class Ledger:
@@ -61,12 +63,17 @@ class Ledger:
         self._counts.append(outputs[COUNTS])
         return outputs[None]
 
-    def write(self, folder: Path, counts: Path) -> None:
-        """Write dead letters below a folder, and the sum of all counts as JSON."""
+    def write(self, folder: Path, counts: Path, shards: int) -> None:
+        """Write dead letters below a folder, and the sum of all counts as JSON.
+
+        They are divided by what they say into as many files as a log of `shards` shards needs
+        to fit into memory where it is bad as a whole.
+        """
+        parts = max(1, shards // _SHARDS_A_FILE)
         _ = (
             tuple(self._dead)
             | "Gather dead letters" >> beam.Flatten()
-            | "Key dead letters" >> beam.Map(lambda table: (0, table))
+            | "Divide dead letters" >> beam.FlatMap(partition, "row", parts)
             | "Group dead letters" >> beam.GroupByKey()
             | "Write dead letters" >> beam.Map(_write_dead, folder)
         )
@@ -79,12 +86,9 @@ class Ledger:
 
 
 def _write_dead(group: tuple[int, Iterable[pa.Table]], folder: Path) -> None:
-    table = pa.concat_tables(group[1])
+    table = pa.concat_tables(group[1]).sort_by([(name, "ascending") for name in DEAD_LETTER.names])
     with carrying():
-        write_parquet(
-            table.sort_by([(name, "ascending") for name in DEAD_LETTER.names]),
-            folder / "part-00000.parquet",
-        )
+        write_parquet(table, folder / f"part-{group[0]:05d}.parquet")
 
 
 def _aside(dead: pa.Table, counts: dict[str, int]) -> Iterator[Any]:

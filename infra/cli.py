@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -14,7 +12,7 @@ import typer
 
 from infra.interrupt import interrupted, listen
 from recsys import __version__
-from recsys.errors import EXIT_FAILED, EXIT_REFUSED, EXIT_WRONG_USE, UserError
+from recsys.errors import EXIT_REFUSED, EXIT_WRONG_USE, UserError, of_system
 
 if TYPE_CHECKING:
     from recsys.spec import Spec
@@ -427,15 +425,12 @@ def demo(
     tour(out, rows, workers, say=_say)
 
 
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-_OF_RIGHTS = (errno.EACCES, errno.EPERM)
 _GOES_ON = {
     "train": " An unfinished training goes on with --resume.",
     "run": " The same command goes on from there.",
     "demo": " The same command goes on from there.",
 }
 """What an interruption of a command leaves to be gone on with."""
-_IN_THE_WAY = (errno.ENOTDIR, errno.EEXIST)
 
 
 def main() -> None:
@@ -455,27 +450,10 @@ def main() -> None:
     except Exception as error:
         if interrupted():
             _fail_interrupted()
-        if not isinstance(error, OSError):
+        told = of_system(error) if isinstance(error, OSError) else None
+        if told is None:
             raise
-        if error.errno in _IN_THE_WAY:
-            _fail(
-                f"A file stands where a folder is needed.\n  where:    {error.filename}\n"
-                "  fix:      Name another output.",
-                EXIT_FAILED,
-            )
-        if error.errno in _OF_RIGHTS:
-            _fail(
-                f"{os.strerror(error.errno)}\n  where:    {error.filename}\n"
-                "  fix:      Let this user read it, or write where it is an output.",
-                EXIT_FAILED,
-            )
-        if error.errno not in _OF_THE_DISK:
-            raise
-        _fail(
-            f"{os.strerror(error.errno)}\n  where:    {error.filename or 'while writing'}\n"
-            "  fix:      Free space or choose another folder; nothing half-written was left.",
-            EXIT_FAILED,
-        )
+        _fail(str(told), told.exit_code)
 
 
 def _fail_interrupted() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 EXIT_FAILED = 1
 EXIT_WRONG_USE = 2
@@ -55,6 +58,35 @@ class UserError(Exception):
         """The keyword arguments that rebuild this error."""
         names = ("expected", "found", "where", "fix", "exit_code")
         return {name: getattr(self, name) for name in names}
+
+
+_FULL = "Free space or choose another folder; nothing half-written was left."
+_RIGHTS = "Let this user read it, or write where it is an output."
+_IN_THE_WAY = "Name another output."
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS), _FULL),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), _RIGHTS),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), _IN_THE_WAY),
+}
+
+
+def of_system(error: OSError, where: str | Path = "while writing") -> UserError | None:
+    """What the operating system refused as an error of the user, where the user can act on it.
+
+    Args:
+        error: Of the system.
+        where: The place to name, if the error names none.
+
+    Returns:
+        The error to show, or None: then it is a fault of the program.
+    """
+    number = error.errno or 0
+    if number not in _ADVICE:
+        return None
+    message = os.strerror(number)
+    if _ADVICE[number] == _IN_THE_WAY:
+        message = "A file stands where a folder is needed."
+    return UserError(message, where=str(error.filename or where), fix=_ADVICE[number])
 
 
 def _rebuild(kind: type[UserError], message: str, fields: dict[str, object]) -> UserError:

@@ -21,7 +21,7 @@ from recsys.artifacts import (
     write_folder,
     write_json,
 )
-from recsys.errors import EXIT_WRONG_USE, UserError
+from recsys.errors import EXIT_WRONG_USE, UserError, of_system
 from recsys.world.behaviour import (
     MS_PER_DAY,
     MS_PER_HOUR,
@@ -89,7 +89,8 @@ def simulate(
             a click, as a share of ``rows`` / 100; 0 to 0.5. It changes nothing else.
 
     Raises:
-        UserError: a wrong argument, ``out`` is in use, or it cannot be written.
+        UserError: a wrong argument, ``out`` is in use, or it cannot be written; nothing is left
+            behind.
     """
     _check(rows=rows, seed=seed, days=days, start=start, dirt=dirt)
     out = Path(out)
@@ -97,13 +98,10 @@ def simulate(
         with write_folder(out) as folder:
             return _World(folder, rows, seed, days, start, dirt).write(progress)
     except OSError as error:
-        raise UserError(
-            "The simulated world could not be written; nothing was left behind.",
-            expected="a writable folder with enough space",
-            found=str(error),
-            where=str(out),
-            fix="Free space or choose another folder.",
-        ) from error
+        told = of_system(error, out)
+        if told is None:
+            raise
+        raise told from error
 
 
 @dataclass

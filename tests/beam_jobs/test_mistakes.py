@@ -233,4 +233,4 @@ def test_a_full_disk_is_told_without_a_traceback():
     with pytest.raises(CarriedError) as caught, carrying():
         raise OSError(28, "No space left on device", "/data/part-0")
     back = _carried(RuntimeError(str(caught.value)))
-    assert back.where == "/data/part-0" and "No space" in back.found and "space" in back.fix
+    assert back.where == "/data/part-0" and "No space" in back.message and "space" in back.fix

@@ -179,6 +179,24 @@ def test_joined_rows_do_not_depend_on_shards(tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(*found)
 
 
+def test_dead_letters_of_a_large_log_are_in_several_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "FEWEST_SHARDS", 12)
+    rows = [f"{'' if n % 2 else n % 7},i{n % 5},red,{n},0,0" for n in range(400)]
+    header = "user,item,colour,size,click,seconds"
+    (tmp_path / "rows.csv").write_text("\n".join([header, *rows]))
+    made = job._Job(
+        loads(TABLE), tmp_path / "rows.csv", tmp_path / "out", tmp_path / "job", [], None
+    )
+    made._join(*made._look())
+    parts = sorted((tmp_path / "job" / "dead_letter").glob("*.parquet"))
+    letters = [pq.read_table(part) for part in parts]
+    assert [part.name for part in parts] == [f"part-{n:05d}.parquet" for n in range(3)]
+    assert sum(map(len, letters)) == 200 and all(map(len, letters))
+    with pytest.raises(UserError, match="bad: 200 of 400") as error:
+        made._judge()
+    assert error.value.found.count("user is missing: {") == 3
+
+
 def check_examples(spec, folder, manifest):
     """Ids lie inside their tables, and lists are padded at their tails."""
     for split in ("train", "validation", "test"):

@@ -140,12 +140,15 @@ def _no_right_to_all() -> None:
         ctypes.CDLL(None).prctl(drop_capability, capability, 0, 0, 0)
 
 
-def test_a_folder_without_permission_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["spec infer", "simulate"])
+def test_a_folder_without_permission_is_said(tmp_path: Path, command: str) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o500)
+    arguments = [write_table(tmp_path), "--output", closed / "spec.yaml"]
+    if command == "simulate":
+        arguments = [closed / "world", "--rows", "1000"]
     done = subprocess.run(
-        [sys.executable, "-m", "infra.cli", "spec", "infer", write_table(tmp_path),
-         "--output", closed / "spec.yaml"],
+        [sys.executable, "-m", "infra.cli", *command.split(), *arguments],
         capture_output=True, text=True, cwd=ROOT, preexec_fn=_no_right_to_all,
     )  # fmt: skip
     assert done.returncode == 1
