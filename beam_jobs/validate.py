@@ -159,7 +159,7 @@ def check_field(values: pa.ChunkedArray, field: Field) -> tuple[pa.Array, np.nda
         if field.kind == "key":
             missing = is_missing(text).to_numpy(zero_copy_only=False)
             return text, bad | missing, f"{name} is missing"
-        if field.separator is not None and _is_list(values.type):
+        if field.separator is not None and not pa.types.is_binary(values.type):
             return text, bad, f"{name} is no list of texts without {field.separator!r}"
         return text, bad, f"{name} is no text"
     number, bad = canonical(values, RawColumn(name, "float32", "context"))

@@ -20,7 +20,7 @@ from pyarrow import types
 from beam_jobs.plan import Source
 from beam_jobs.sources import BYTES_PER_BLOCK, File, Sample, check_delimiter, resolve
 from recsys.errors import EXIT_WRONG_USE, UserError
-from recsys.raw import EXACT, MISSING_TEXTS, canonical, is_missing
+from recsys.raw import EXACT, MISSING_TEXTS, canonical, is_missing, unbracketed
 from recsys.schema import NUMBER, RawColumn
 
 FEW_VALUES = 12
@@ -383,6 +383,10 @@ def _look(name: str, values: pa.ChunkedArray, is_csv: bool) -> tuple[pa.ChunkedA
             known = len(distinct) - int(pc.sum(is_missing(distinct)).as_py() or 0)
             binary = _binary(name, distinct)
             column = Column(name, "text", rows, len(distinct), known, binary=binary)
+            mark = _bracketed(values)
+            if mark:
+                text, _ = canonical(values, RawColumn(name, "string", "context"), mark)
+                return pa.chunked_array([text]), _of_parts(column, pa.chunked_array([text]), mark)
             mark = _parted(values, distinct)
             if mark in ("|", ";"):
                 return values, _of_parts(column, values, mark)
@@ -446,6 +450,20 @@ def _list(name: str, values: pa.ChunkedArray) -> tuple[pa.ChunkedArray, Column]:
         name, "list", len(values), distinct, distinct, length=length, separator=separator
     )
     return pa.chunked_array([text]), column
+
+
+def _bracketed(values: pa.ChunkedArray) -> str:
+    """What stands between the parts of lists in brackets, as pandas writes them; '' for others."""
+    present = values.drop_null().combine_chunks()
+    inner, torn = unbracketed(present, ",")
+    lists = np.asarray(pc.not_equal(inner, present)) | torn
+    if not len(present) or lists.mean() < READ_AS_NUMBERS or torn.mean() > BAD_BYTES:
+        return ""
+    if not pc.any(pc.match_substring(inner, ",")).as_py():
+        spaced, torn = unbracketed(present, " ")
+        if not torn.any() and pc.any(pc.match_substring(spaced, " ")).as_py():
+            return " "  # as NumPy writes arrays
+    return ","
 
 
 def _parted(values: pa.ChunkedArray, distinct: pa.Array) -> str:

@@ -32,6 +32,10 @@ _SHORT = {
 _ANY = "|".join(_SHORT)
 _WRITTEN = re.compile(_ANY.replace(r"\z", r"\Z"))
 _TRUTH = {"true": "1", "True": "1", "TRUE": "1", "false": "0", "False": "0", "FALSE": "0"}
+_BRACKETED = r"^\s*\[([^\[\]]*)\]\s*\z"
+_QUOTED = (r"^'([^']*)'\z", r'^"([^"]*)"\z')
+_TORN = r"""^['"].*[^'"]\z|^[^'"].*['"]\z|^['"]\z"""
+"""A quote at one end of a part alone: the separator stood inside of the quotes."""
 _FEW = 64
 """Values up to which Python's matching is quicker than Arrow's."""
 EXACT = 2**53
@@ -47,7 +51,8 @@ def canonical(
         values: [rows], of any Arrow type.
         column: The raw column that they belong to.
         separator: Between the parts of a text, where the column holds lists; each part is then
-            made canonical. Arrow's own lists are joined by it, or by a comma.
+            made canonical, and brackets and quotes as of `['a', 'b']` are left out. Arrow's own
+            lists are joined by it, or by a comma.
 
     Returns:
         An array of `string` or `float32` without nulls, [rows], and a bool array [rows] that
@@ -149,8 +154,42 @@ def _text(values: pa.Array, separator: str | None = None) -> tuple[pa.Array, np.
             except UnicodeDecodeError:
                 text.append("")
                 bad[row] = True
-        return _alike(pa.array(text, pa.string()), separator), bad
-    return _alike(pc.fill_null(values.cast(pa.string()), ""), separator), bad
+        values = pa.array(text, pa.string())
+    text = pc.fill_null(values.cast(pa.string()), "")
+    if separator is None:
+        return _alike(text), bad
+    text, torn = unbracketed(text, separator)
+    return _alike(text, separator), bad | torn
+
+
+def unbracketed(text: pa.Array, separator: str) -> tuple[pa.Array, np.ndarray]:
+    """Lists as pandas and JSON write them into text, without their brackets and quotes.
+
+    Args:
+        text: [rows], without nulls.
+        separator: Between the parts of a list.
+
+    Returns:
+        The texts, and a bool array [rows] that is true where a quoted part holds the separator;
+        such a text becomes ''.
+
+    >>> unbracketed(pa.array(["['a', 'b']", "[1, 2]", "[]", "c,d"]), ",")[0].to_pylist()
+    ['a,b', '1,2', '', 'c,d']
+    """
+    is_list = pc.match_substring_regex(text, _BRACKETED)
+    bad = _good(text)
+    if not pc.any(is_list).as_py():
+        return text, bad
+    rows = is_list.to_numpy(zero_copy_only=False)
+    lists = pc.split_pattern(pc.replace_substring_regex(text, _BRACKETED, r"\1"), separator)
+    parts = pc.utf8_trim_whitespace(lists.flatten())
+    for quoted in _QUOTED:
+        parts = pc.replace_substring_regex(parts, quoted, r"\1")
+    torn = pc.match_substring_regex(parts, _TORN).to_numpy(zero_copy_only=False)
+    bad[pc.list_parent_indices(lists).to_numpy()[torn]] = True
+    joined = pc.binary_join(pa.ListArray.from_arrays(lists.offsets, parts), separator)
+    bad &= rows
+    return pc.if_else(pa.array(bad), "", pc.if_else(is_list, joined, text)), bad
 
 
 def _is_bytes(kind: pa.DataType) -> bool:

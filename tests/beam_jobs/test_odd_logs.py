@@ -330,6 +330,17 @@ def test_a_part_of_a_list_with_the_separator_in_it_makes_a_row_bad() -> None:
     assert checked.dead["reason"].to_pylist() == ["genres is no list of texts without '|'"]
 
 
+def test_lists_in_brackets_are_lists() -> None:
+    source = plan_of(loads(SPEC.replace('separator: "|"', 'separator: ","'))).tables["item"]
+    genres = next(field for field in source.fields if field.column == "genres")
+    texts = ["['a', 'b']", '["b"]', "[]", "a,b", "['x, y', 'a']"]
+    checked = validate(
+        pa.table({"genres": texts, "key:row": range(5)}), [], replace(source, fields=(genres,))
+    )
+    assert checked.good["raw:genres"].to_pylist() == ["a,b", "b", "", "a,b"]
+    assert checked.dead["reason"].to_pylist() == ["genres is no list of texts without ','"]
+
+
 def test_tables_may_have_columns_of_one_name(tmp_path: Path) -> None:
     text = """
 name: shops

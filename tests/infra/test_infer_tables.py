@@ -781,6 +781,19 @@ def test_lists_in_text_are_read_as_lists(tmp_path: Path) -> None:
     assert "# 'words' seems to hold lists" in text
 
 
+def test_lists_in_brackets_are_read_as_lists(tmp_path: Path) -> None:
+    frame = log()
+    tags = [[f"t{k % 11}" for k in range(n, n + n % 4)] for n in range(ROWS)]
+    frame["tags"], frame["sizes"] = tags, [str(np.arange(n % 3)) for n in range(ROWS)]
+    frame["quoted"] = [f"[{word}]" if n else word for n, word in enumerate(["sale"] * ROWS)]
+    frame["comma"] = [["Sports, US", f"b{n % 9}"] for n in range(ROWS)]
+    spec = loads(infer(written(frame, tmp_path)))  # by pandas: ['t3', 't4'] and [0 1 2]
+    feature = spec.feature("tags")
+    assert (feature.separator, feature.encode.max_length) == (",", 3)  # type: ignore[union-attr]
+    assert spec.feature("sizes").separator == " "
+    assert not spec.feature("comma").is_list
+
+
 def test_parts_with_a_comma_are_parted_by_another_mark(tmp_path: Path) -> None:
     frame = log()
     frame["tags"] = [["Sports, US", "b|c"][: n % 3] for n in range(ROWS)]
