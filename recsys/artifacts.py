@@ -74,12 +74,19 @@ def write_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def put_in_place(aside: Path, path: Path) -> None:
-    """Rename a finished folder to `path`; what stood there goes only when the new one stands."""
+    """Rename a finished folder to `path`; what stood there goes only when the new one stands.
+
+    Between two renames nothing stands there; where the second fails, the old folder comes back.
+    """
     if path.exists():
         # A name that no earlier process took that was killed before it could clean up.
         old = path.with_name(f".{path.name}.old-{uuid.uuid4().hex[:8]}")
         os.rename(path, old)
-        os.rename(aside, path)
+        try:
+            os.rename(aside, path)
+        except BaseException:
+            os.rename(old, path)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     else:
         os.rename(aside, path)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from recsys.artifacts import (
+    put_in_place,
     read_manifest,
     require_fingerprint,
     write_folder,
@@ -83,6 +84,15 @@ def test_a_full_disk_leaves_the_old_artifact(tmp_path: Path) -> None:
     assert (out / "a").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1000
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path: Path) -> None:
+    with write_folder(tmp_path / "out") as folder:
+        (folder / "a").write_text("old")
+    with pytest.raises(FileNotFoundError):
+        put_in_place(tmp_path / "lost", tmp_path / "out")
+    assert (tmp_path / "out" / "a").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 def test_json_has_no_nan(tmp_path: Path) -> None:
