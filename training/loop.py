@@ -30,7 +30,7 @@ from training.memory import keep_freed_memory, use_huge_pages
 from training.moments import label_units
 from training.order import Plan, make_plan
 from training.profile import FILE, Profiler
-from training.progress import Progress, silent
+from training.progress import Progress, epoch_words, silent
 from training.scoring import score_rows, validate
 
 LOOK_EVERY = 50
@@ -363,12 +363,7 @@ class _Loop:
             {"score": score, "epoch": record["epoch"]},
             best_score=score if better else None,
         )
-        shown = ", ".join(
-            f"{name} AUC {values['auc']:.4f}"
-            for name, values in metrics.items()
-            if values.get("auc") is not None
-        )
-        self._progress("validate", position.step, self._total, f"epoch {position.epoch}: {shown}")
+        self._progress("epoch", position.epoch, spec.train.epochs, epoch_words(metrics))
         return position
 
     def _save(
