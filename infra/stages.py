@@ -28,13 +28,19 @@ def make_features(
 
 
 def fit(spec: Spec, features: Path, output: Path, **options: Any) -> dict[str, Any]:
-    """Train; returns the run's manifest, and under `profile` what a profiled run found."""
+    """Train; returns the run's manifest, what validation says, and what a profiled run found.
+
+    `validation` are the metrics of what was exported (with `train.refit`, of the model before),
+    `calibration` the report by task, `profile` what bounds a run.
+    """
     load_tensorflow()
     from training import train
     from training.profile import FILE
 
     with Progress() as progress:
         manifest = train(spec, features, output, progress=progress, **options)
+    manifest["validation"] = read_json(output / "metrics-validation.json")
+    manifest["calibration"] = read_json(output / "calibration.json")
     if options.get("profile"):
         manifest["profile"] = read_json(output / FILE)
     return manifest
@@ -83,7 +89,7 @@ def run_all(
     of its own for each spec and features, so an interrupted one is resumed and an earlier
     one is never overwritten.
     """
-    from infra.report import counted, decision_json
+    from infra.report import best_epoch, counted, decision_json
 
     output.mkdir(parents=True, exist_ok=True)
     stages = _Stages(output / STATE, say)
@@ -103,7 +109,7 @@ def run_all(
         for warning in made.get("warnings", []):
             say(f"warning: {warning}")
     if stages.stale("train", keys["train"], run / MANIFEST):
-        fit(
+        fitted = fit(
             spec,
             features,
             run,
@@ -113,6 +119,7 @@ def run_all(
             resume=run.exists() and any(run.iterdir()),
         )
         stages.done("train", keys["train"])
+        say(best_epoch(fitted["trained"]))
     # Slices and serving limits may have changed since; they are not trained.
     write_text(run / "spec.yaml", dumps(spec))
     if stages.stale("evaluate", keys["evaluate"], run / "metrics.json"):

@@ -72,7 +72,7 @@ def publish(run: str | Path, models: str | Path, force: bool = False) -> Decisio
         )
     published = None if force else _published(run, models, manifest, spec)
     if published is not None:
-        return Promote(published, models / str(published), ("this run is published",), True)
+        return Promote(published, models / str(published), already=True)
     metrics = stored_metrics(run) or evaluate(run, "test")
     champion = _champion(models)
     against, caveat = (None, ()) if champion is None else _compare(champion, manifest, spec)

@@ -4,6 +4,7 @@ One flow serves every test here, since each start of Beam, Ray and TensorFlow co
 """
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -69,6 +70,39 @@ def test_run_publishes_and_says_where_everything_lies(flow: dict[str, Any], spec
     for stage in ("features", "train", "evaluate", "publish"):
         assert stage in flow["log"]
     assert "Traceback" not in flow["log"]
+    assert re.search(r"^epoch 1/3: AUC click 0\.\d{4}, conversion 0\.\d{4}", flow["log"], re.M)
+    assert re.search(r"^best epoch: \d of 3, validation score 0\.\d{4}$", flow["log"], re.M)
+
+
+def test_a_run_is_shown_beside_a_champion(flow: dict[str, Any]) -> None:
+    champion = flow["folder"] / "out" / "models" / "1"
+    shown = recsys("evaluate", flow["result"]["run"], "--champion", champion).stdout
+    assert f"champion: {champion}, on " in shown
+    # It is the same model.
+    differences = [line.split() for line in shown.splitlines() if "difference" in line]
+    assert len(differences) == 3
+    assert all({value.strip("+-") for value in row[1:]} == {"0.0000"} for row in differences)
+
+
+def test_training_ends_with_what_validation_says(flow: dict[str, Any], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(flow["result"]["run"], run)
+    shown = recsys("train", flow["spec"], "--features", flow["result"]["features"],
+                   "--output", run, "--resume").stdout  # fmt: skip
+    validation = json.loads((run / "metrics-validation.json").read_text())
+    row = next(line.split() for line in shown.splitlines() if line.startswith("  click   "))
+    assert row[3] == f"{validation['tasks']['click']['auc']:.4f}"
+    calibration = json.loads((run / "calibration.json").read_text())["click"]
+    assert f"{calibration['ece_before']:.4f}" in shown and "best epoch: " in shown
+    assert "trained anew for" in shown
+
+
+def test_a_run_is_not_published_twice(flow: dict[str, Any]) -> None:
+    arguments = ("publish", flow["result"]["run"], "--models", flow["result"]["models"])
+    again = json.loads(recsys(*arguments, "--json").stdout)
+    assert again["published"] and again["already"] and again["notes"] == []
+    assert not flow["result"]["decision"]["already"]
+    assert recsys(*arguments).stdout == f"already published as version 1: {again['path']}\n"
 
 
 def test_a_second_run_skips_every_stage(flow: dict[str, Any]) -> None:
