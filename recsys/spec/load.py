@@ -73,9 +73,8 @@ def loads(text: str, where: str = "spec") -> Spec:
     """
     try:
         root = yaml.compose(text, Loader=YamlLoader)
+        endless = None if root is None else _endless(where, root)
         # Built from the composed nodes, so that the text is parsed once.
-        places = _Places(where, root)
-        endless = places.endless()
         tree = None if root is None or endless else YamlLoader("").construct_document(root)
     except yaml.YAMLError as error:
         line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
@@ -83,8 +82,9 @@ def loads(text: str, where: str = "spec") -> Spec:
         raise SpecError(where, [Fault(f"{where}:{line}", f"not valid YAML: {problem}")]) from None
     if endless:
         raise SpecError(where, [endless])
-    if not isinstance(tree, dict):
+    if not isinstance(tree, dict) or root is None:
         raise SpecError(where, [Fault(f"{where}:1", "expected a mapping of sections")])
+    places = _Places(where, root)
     faults = list(places.duplicates())
     spec, broken, structural = _validate(_expand(tree), places)
     faults += structural
@@ -221,7 +221,7 @@ def _say(item: Any) -> str:
 class _Places:
     """Where in the YAML text each part of the spec stands."""
 
-    def __init__(self, name: str, root: yaml.Node | None) -> None:
+    def __init__(self, name: str, root: yaml.Node) -> None:
         self._name = name
         self._root = root
 
@@ -244,24 +244,6 @@ class _Places:
                     line = node.start_mark.line
         return Fault(f"{self._name}:{line + 1} {path.lstrip('.')}".rstrip(), message, line + 1)
 
-    def endless(self) -> Fault | None:
-        """A part that stands in itself, by an alias of what it lies in."""
-        stack: list[tuple[yaml.Node | None, frozenset[int]]] = [(self._root, frozenset())]
-        whole: set[int] = set()
-        while stack:
-            node, above = stack.pop()
-            if id(node) in above:
-                line = node.start_mark.line + 1
-                return Fault(f"{self._name}:{line}", "this part holds itself, by an alias", line)
-            if id(node) in whole or not isinstance(node, yaml.CollectionNode):
-                continue
-            whole.add(id(node))
-            own = above | {id(node)}
-            pairs = isinstance(node, yaml.MappingNode)
-            parts = [part for pair in node.value for part in pair] if pairs else node.value
-            stack += [(part, own) for part in parts]
-        return None
-
     def duplicates(self) -> Iterable[Fault]:
         """Keys written twice in one mapping, which YAML would silently resolve to the last."""
         stack: list[tuple[yaml.Node, Loc]] = [(self._root, ())]
@@ -281,6 +263,25 @@ class _Places:
                     stack.append((value, (*loc, key.value)))
             elif isinstance(node, yaml.SequenceNode):
                 stack += [(value, (*loc, i)) for i, value in enumerate(node.value)]
+
+
+def _endless(name: str, root: yaml.Node) -> Fault | None:
+    """A part that stands in itself, by an alias of what it lies in."""
+    stack: list[tuple[yaml.Node, frozenset[int]]] = [(root, frozenset())]
+    whole: set[int] = set()
+    while stack:
+        node, above = stack.pop()
+        if id(node) in above:
+            line = node.start_mark.line + 1
+            return Fault(f"{name}:{line}", "this part holds itself, by an alias", line)
+        if id(node) in whole or not isinstance(node, yaml.CollectionNode):
+            continue
+        whole.add(id(node))
+        own = above | {id(node)}
+        pairs = isinstance(node, yaml.MappingNode)
+        parts = [part for pair in node.value for part in pair] if pairs else node.value
+        stack += [(part, own) for part in parts]
+    return None
 
 
 def _named(node: yaml.SequenceNode, name: str) -> int | None:
