@@ -56,6 +56,14 @@ RayAddress = Annotated[
         "--ray-address", metavar="ADDRESS", help="A running Ray cluster; default: a local one."
     ),
 ]
+RunFeatures = Annotated[
+    Path | None,
+    typer.Option(
+        "--features",
+        metavar="FEATURES",
+        help="Folder of `recsys features`; default: the run's own.",
+    ),
+]
 Force = Annotated[
     bool,
     typer.Option(
@@ -302,6 +310,7 @@ def evaluate(
     split: Annotated[
         str, typer.Option(metavar="SPLIT", help="train, validation or test.")
     ] = "test",
+    features: RunFeatures = None,
     champion: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Run or version to compare with.")
     ] = None,
@@ -311,13 +320,14 @@ def evaluate(
     from infra.report import show_metrics
     from infra.stages import measure
 
-    _result(measure(run, split, champion), as_json, show_metrics)
+    _result(measure(run, split, features, champion), as_json, show_metrics)
 
 
 @app.command()
 def publish(
     run: RunFolder,
     models: Annotated[Path, typer.Option(metavar="MODELS", help="Folder of published versions.")],
+    features: RunFeatures = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -325,7 +335,7 @@ def publish(
     from infra.report import decision_json, show_decision
     from infra.stages import gate
 
-    decision = gate(run, models, force)
+    decision = gate(run, models, force, features)
     _result(decision_json(decision), as_json, show_decision)
     if not decision_json(decision)["published"]:
         raise typer.Exit(EXIT_REFUSED)
@@ -339,12 +349,7 @@ def convert(
     output: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Folder to write the LiteRT model into.")
     ],
-    features: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FEATURES", help="Folder of `recsys features`; default: the run's own."
-        ),
-    ] = None,
+    features: RunFeatures = None,
     as_json: AsJson = False,
 ) -> None:
     """Convert a model to LiteRT for a device, checked against the SavedModel."""
@@ -381,6 +386,8 @@ def serve(
             fix="Add --engine ray, or leave them out.",
             exit_code=EXIT_WRONG_USE,
         )
+    # Until TensorFlow is there, nobody else has a word to say.
+    _say("starting TensorFlow")
     from infra.quiet import load_tensorflow
     from serving import log_to_stderr
     from serving import serve as run

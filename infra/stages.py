@@ -46,20 +46,25 @@ def fit(spec: Spec, features: Path, output: Path, **options: Any) -> dict[str, A
     return manifest
 
 
-def measure(run: Path, split: str = "test", champion: Path | None = None) -> dict[str, Any]:
+def measure(
+    run: Path,
+    split: str = "test",
+    features: Path | None = None,
+    champion: Path | None = None,
+) -> dict[str, Any]:
     """Evaluate a run; returns its metrics."""
     load_tensorflow()
     from training import evaluate
 
-    return evaluate(run, split, champion=champion)
+    return evaluate(run, split, features, champion)
 
 
-def gate(run: Path, models: Path, force: bool = False) -> Any:
+def gate(run: Path, models: Path, force: bool = False, features: Path | None = None) -> Any:
     """Publish a run, or refuse; returns the decision."""
     load_tensorflow()
     from training import publish
 
-    return publish(run, models, force=force)
+    return publish(run, models, force, features)
 
 
 def to_device(model: Path, output: Path, features: Path | None = None) -> dict[str, Any]:
@@ -97,13 +102,16 @@ def run_all(
     keys = {"features": fingerprint([prints["features"], _listing(spec, input)])}
     keys["train"] = fingerprint([keys["features"], prints["model"]])
     keys["evaluate"] = fingerprint([keys["train"], prints["evaluate"]])
-    keys["publish"] = fingerprint([keys["evaluate"], prints["serve"]])
+    keys["publish"] = fingerprint([keys["evaluate"], prints["serve"], prints["gate"]])
     features, models = output / "features", output / "models"
     run = output / "runs" / keys["train"]
 
-    if stages.stale("features", keys["features"], features / MANIFEST):
+    # Rows that were few enough bad ones to go on with may be too many now.
+    judged = stages.result("features")
+    stricter = judged is not None and spec.data.bad_records < judged
+    if stages.stale("features", keys["features"], features / MANIFEST, again=stricter):
         made = make_features(spec, input, features)
-        stages.done("features", keys["features"], made)
+        stages.done("features", keys["features"], made, spec.data.bad_records)
         for line in counted(made):
             say(line)
         for warning in made.get("warnings", []):
@@ -120,15 +128,15 @@ def run_all(
         )
         stages.done("train", keys["train"])
         say(best_epoch(fitted["trained"]))
-    # Slices and serving limits may have changed since; they are not trained.
+    # The gate, slices and serving limits may have changed since, and those of now count.
     write_text(run / "spec.yaml", dumps(spec))
     if stages.stale("evaluate", keys["evaluate"], run / "metrics.json"):
-        measure(run)
+        measure(run, features=features)
         stages.done("evaluate", keys["evaluate"])
     decision = stages.result("publish")
     # The folder may have been moved since: where the version lies is known by its number.
     if stages.stale("publish", keys["publish"], _version(models, decision) / MANIFEST):
-        decision = decision_json(gate(run, models, force))
+        decision = decision_json(gate(run, models, force, features))
         if decision["published"]:
             made = read_json(_version(models, decision) / MANIFEST)
             stages.done("publish", keys["publish"], made, decision)
@@ -153,14 +161,14 @@ class _Stages:
         self._state: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         self.skipped: list[str] = []
 
-    def stale(self, stage: str, key: str, output: Path) -> bool:
-        """Whether the stage must run; says so either way.
+    def stale(self, stage: str, key: str, output: Path, again: bool = False) -> bool:
+        """Whether the stage must run, as it must `again` in any case; says so either way.
 
         Features and a version must be those that the stage made: another command may have
         written there.
         """
         state = self._state.get(stage, {})
-        fresh = state.get("key") == key and output.exists()
+        fresh = state.get("key") == key and output.exists() and not again
         if fresh and stage in ("features", "publish"):
             fresh = _made(read_json(output)) == state.get("made")
         if fresh:

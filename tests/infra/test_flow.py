@@ -149,6 +149,58 @@ def test_a_changed_serving_limit_only_publishes_again(flow: dict[str, Any], tmp_
     assert again["decision"]["version"] == 2
 
 
+def moved_out(flow: dict[str, Any], to: Path) -> Path:
+    """What `recsys run` has made, as if it were moved: the old place is no more."""
+    shutil.copytree(flow["folder"] / "out", to)
+    for path in to.glob("runs/*/manifest.json"):
+        path.write_text(path.read_text().replace(str(flow["folder"]), str(to / "gone")))
+    return to
+
+
+def test_a_changed_gate_is_judged_and_nothing_is_trained(
+    flow: dict[str, Any], tmp_path: Path
+) -> None:
+    out = moved_out(flow, tmp_path / "out")
+    runs = [path.name for path in (out / "runs").iterdir()]
+
+    def run(*settings: str, code: int = 0) -> dict[str, Any]:
+        options = [part for setting in settings for part in ("--set", setting)]
+        done = recsys("run", flow["spec"], "--input", flow["folder"] / "world", "--output", out,
+                      "--json", *options, code=code)  # fmt: skip
+        return json.loads(done.stdout)
+
+    earlier = ["features", "train", "evaluate"]
+    gate = "tasks.click.gate.max_auc_drop=0.1"
+    loose = run(gate)
+    assert loose["skipped"] == earlier
+    assert loose["decision"]["notes"][-1] == "this run is published"
+    strict = run("tasks.click.gate.min_auc=0.999", code=3)
+    assert strict["skipped"] == earlier
+    # Of this command, not of the spec that the run was trained by.
+    assert strict["decision"]["reasons"][0].endswith("is below the gate of 0.9990")
+    assert [path.name for path in (out / "runs").iterdir()] == runs
+    # Another limit for bad records changes nothing, but a lower one is to be kept.
+    assert run(gate, "data.bad_records=0.5")["skipped"] == [*earlier, "publish"]
+    assert run(gate, "data.bad_records=0.001")["skipped"] == ["train", "evaluate", "publish"]
+
+
+def test_stages_go_on_in_a_folder_that_was_moved(flow: dict[str, Any], tmp_path: Path) -> None:
+    out = moved_out(flow, tmp_path / "out")
+    (run,) = (out / "runs").iterdir()
+    failed = recsys("evaluate", run, code=1)
+    assert "no longer where they were" in failed.stderr and "--features" in failed.stderr
+    done = recsys("evaluate", run, "--features", out / "features", "--json")
+    assert json.loads(done.stdout)["tasks"]["click"]["auc"] > 0.6
+    forced = recsys("publish", run, "--models", out / "models", "--features", out / "features",
+                    "--force", "--json")  # fmt: skip
+    assert "own test rows" not in forced.stdout and json.loads(forced.stdout)["published"]
+    done = recsys("run", flow["spec"], "--input", flow["folder"] / "world", "--output", out,
+                  "--json", "--set", "evaluate.largest=1")  # fmt: skip
+    again = json.loads(done.stdout)
+    assert again["skipped"] == ["features", "train"]
+    assert len(again["metrics"]["slices"]["device"]) == 1
+
+
 def joined_rows(world: Path, spec: Spec, rows: int) -> pa.Table:
     """Raw test rows joined to their user and item by plain means, apart from the job."""
     impressions = pq.read_table(world / "impressions" / "day=2026-01-10").slice(0, rows)
