@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from infra.columns import Column, missing
 from infra.owners import codes
-from infra.tables import Column, Read, missing
+from infra.tables import Read
 from recsys.raw import canonical
 from recsys.schema import RawColumn
 from recsys.spec.records import Data

@@ -21,10 +21,11 @@ import pyarrow as pa
 import yaml
 
 from infra.bad_rows import alike, bad_rows
+from infra.columns import Column, label, look
 from infra.leaks import FEWEST, Truth, late, truths
 from infra.roles import Named, Roles, is_label_like, roles, tasks
 from infra.splits import split
-from infra.tables import Column, label, look, read, sample
+from infra.tables import read
 from infra.writing import TRAIN, counters, embedded, encodings, feature, model, quoted
 from recsys.schema import RESERVED
 from recsys.spec.names import Names
@@ -99,7 +100,8 @@ def look_over(path: Path, named: Named, output: Path | None = None) -> Inferred:
     """
     whole = read(path)
     # Whose a column is and what it holds shows in some rows; days, ids and labels take all of them.
-    table, columns = look(sample(whole.table, SAMPLE_ROWS), whole.table, whole.is_csv)
+    looked = look(whole, SAMPLE_ROWS)
+    table, columns = looked.sample, looked.columns
     found = roles(path, whole, table, columns, named)
     likely = [c for c in columns if c.binary and (c in found.labels or c in found.label_like)]
     known = {c.name: label(whole.table, c) for c in likely}

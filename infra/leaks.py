@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.tables import Column, missing
+from infra.columns import Column, missing
 
 MATCH = 0.99
 """Share of rows with a value that have the label, and of those with the label that have a value."""

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from infra.columns import FEW_VALUES, Column, label, missing
 from infra.owners import Groups, Owners, codes
-from infra.tables import FEW_VALUES, Column, Read, label, missing
+from infra.tables import Read
 from infra.times import Time, choose, holds_dates, texts
 from recsys.errors import EXIT_WRONG_USE, UserError
 

@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 from pyarrow import types
 
 from beam_jobs.validate import MS_PER_DAY, parse_time
+from infra.columns import Column, snake
 from infra.owners import Owners
-from infra.tables import Column, sample, snake
+from infra.tables import sample
 from infra.writing import quoted
 from recsys.errors import EXIT_WRONG_USE, UserError
 from recsys.raw import canonical

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from infra.tables import Column
+from infra.columns import Column
 from recsys.spec.names import Names
 
 MOST_CROSSED = 200
