@@ -1,9 +1,9 @@
-"""Rows that the feature job will set apart or take for one, for `recsys spec infer` to say."""
+"""Rows that the feature job will set apart or take for one, for `recsys spec infer`."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -15,89 +15,76 @@ from recsys.raw import canonical
 from recsys.schema import RawColumn
 from recsys.spec.records import Data
 
-ALIKE = 0.01
-"""Rows equal to another from which nobody can think that each was written twice."""
+ALLOWED = Data.model_fields["bad_records"].default
+"""Share of bad records above which the feature job stops, if the spec does not say another."""
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A share of the rows, and what they have: in a column, or anywhere."""
+
+    share: float
+    what: str
+    column: str = ""
+
+
+@dataclass(frozen=True)
+class BadRows:
+    """Rows that will be bad records.
+
+    Attributes:
+        kinds: What makes them so, blank labels aside.
+        ragged: Lines of too few or too many fields.
+        share: Of all lines, those that are bad for any reason.
+    """
+
+    kinds: list[Bad]
+    ragged: int
+    share: float
 
 
 def bad_rows(
     read: Read,
     keys: Sequence[Column],
     numbers: Sequence[Column],
-    labels: dict[str, np.ndarray],
-    given: dict[str, str | None],
+    blank: Sequence[np.ndarray],
     day: np.ndarray | None,
-) -> list[str]:
-    """What is to be said of bad records, and of the job's refusal where there are too many.
+) -> BadRows:
+    """The bad records of a table.
 
     Args:
         read: The table.
         keys: The columns of users and items.
         numbers: The columns of features that are numbers.
-        labels: Float [rows] by name, NaN where missing.
-        given: The label before each, where there is one.
+        blank: Where each label is missing that should be there, bool [rows].
         day: The day of each row, NaN where it has none; or None without time.
     """
-    table, notes = read.table, []
-    bad = np.zeros(len(table), dtype=bool)
+    kinds = []
+    bad = np.zeros(len(read.table), dtype=bool)
+
+    def add(rows: np.ndarray, what: str, column: str = "") -> None:
+        if rows.any():
+            kinds.append(Bad(rows.mean(), what, column))
+        np.logical_or(bad, rows, out=bad)
+
     for column in keys:
-        none = missing(table[column.name])
-        if none.any():
-            notes.append(_said(f"{none.mean():.2%} of the rows have no {column.name!r}"))
-        bad |= none
+        add(missing(read.table[column.name]), "no", column.name)
     for column in numbers:
-        values = table[column.name]
+        values = read.table[column.name]
         _, strange = canonical(values, RawColumn(column.name, "float32", "context"))
-        if strange.any():
-            what = "a text that is no number in"
-            if pa.types.is_floating(values.type):
-                infinite = np.isinf(values.to_numpy())
-                what = "an infinite" if infinite.any() else "too large a number in"
-            notes.append(_said(f"{strange.mean():.2%} of the rows have {what} {column.name!r}"))
-        bad |= strange
-    for name, values in labels.items():
-        parent = given.get(name)
-        bad |= np.isnan(values) & (labels[parent] > 0.5 if parent else True)
+        what = "a text that is no number in"
+        if pa.types.is_floating(values.type):
+            infinite = np.isinf(values.to_numpy()).any()
+            what = "an infinite" if infinite else "too large a number in"
+        add(strange, what, column.name)
     if day is not None:
-        none = np.isnan(day)
-        if none.any():
-            notes.append(_said(f"{none.mean():.2%} of the rows have no time that can be read"))
-        bad |= none
-    if read.ragged:
-        notes.append(_said(f"{read.ragged:,} lines have too few or too many fields"))
-    share = (bad.sum() + read.ragged) / (len(bad) + read.ragged)
-    most = Data.model_fields["bad_records"].default
-    if share > most:
-        allowed = min(1.0, math.ceil(100 * share + 1) / 100)
-        notes += [
-            f"  # In all {share:.2%} are bad records, and above {most:.0%} it stops: filter",
-            "  # or fill these rows, or let them be set apart:",
-            f"  # bad_records: {allowed}",
-        ]
-    return notes
+        add(np.isnan(day), "no time that can be read")
+    for rows in blank:
+        np.logical_or(bad, rows, out=bad)
+    return BadRows(kinds, read.ragged, (bad.sum() + read.ragged) / (len(bad) + read.ragged))
 
 
-def _said(what: str) -> str:
-    return f"  # {what}; the feature job calls them bad records."
-
-
-def alike(table: pa.Table, of_day: bool) -> list[str]:
-    """What is to be said, and written, of rows that equal others in all columns.
-
-    Args:
-        table: The whole table.
-        of_day: Whether it tells the time of the day, which makes equal rows one.
-    """
-    share = 0.0 if of_day else _repeated(table)
-    if share <= ALIKE:
-        return []
-    return [
-        f"  # {share:.0%} of the rows equal another one in all columns, and none tells the moment:",
-        "  # each counts.",
-        "  duplicates: keep",
-    ]
-
-
-def _repeated(table: pa.Table) -> float:
+def repeated(table: pa.Table) -> float:
     """The share of rows that equal another one before them."""
     rows = np.arange(len(table))
     group = np.zeros(len(table), dtype=np.int64)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from infra.columns import FEW_VALUES, Column, label, missing
+from infra.columns import FEW_VALUES, Column, Looked, label, missing
 from infra.owners import Groups, Owners, codes
-from infra.tables import Read
-from infra.times import Time, choose, holds_dates, texts
+from infra.times import Timing, choose, holds_dates, texts
 from recsys.errors import EXIT_WRONG_USE, UserError
 
 ROWS_A_REQUEST = 200
@@ -58,100 +57,110 @@ class Named:
     request: str | None = None
     labels: Sequence[str] = ()
 
+    @property
+    def columns(self) -> list[str]:
+        """All of them."""
+        keys = (self.user, self.item, self.time, self.request)
+        return [*(name for name in keys if name is not None), *self.labels]
+
+
+@dataclass(frozen=True)
+class Request:
+    """The column of the request, or why the one that is named like it is none.
+
+    Attributes:
+        others: Other columns that could name requests.
+    """
+
+    column: Column | None = None
+    why_not: str = ""
+    others: list[str] = field(default_factory=list)
+
+    @property
+    def single(self) -> bool:
+        """Whether each row has a request of its own."""
+        return self.column is not None and self.column.distinct == self.column.rows
+
 
 @dataclass(frozen=True)
 class Roles:
     """What columns are beside features.
 
     Attributes:
+        rivals: Columns that could be the key as well, by `user` and `item`.
+        labels: Those to learn.
         label_like: Those named like labels, chosen or not.
+        attributes: Those of them that the `user` or `item` has one value of, and which of these.
         place: Where in its list an impression stood.
         dates: Those that hold dates or times.
-        untimed: Why those that are named like a time tell none.
         taken: Those that have a part other than a feature's.
-        key_notes: What is to be said of the keys; `request_notes`, `time_notes` and `label_notes`
-            of the others.
     """
 
     user: Column
     item: Column
+    rivals: dict[str, list[str]]
     labels: list[Column]
     label_like: list[Column]
-    request: Column | None
+    attributes: dict[str, str]
+    request: Request
     place: Column | None
-    time: Time | None
+    timing: Timing
     dates: list[Column]
-    untimed: dict[str, str]
     taken: set[str]
     owners: Owners
-    key_notes: list[str]
-    request_notes: list[str]
-    time_notes: list[str]
-    label_notes: list[str]
 
 
-def roles(path: Path, read: Read, table: pa.Table, columns: list[Column], named: Named) -> Roles:
+def roles(looked: Looked, named: Named) -> Roles:
     """What the columns are.
 
     Raises:
         UserError: A named column is not there or does not fit, or there is no user, item or label.
     """
-    by_name = {column.name: column for column in columns}
-    wanted = (named.user, named.item, named.time, named.request, *named.labels)
-    for name in wanted:
-        if name is not None and name not in by_name:
-            raise UserError(
-                f"The table has no column {name!r}.",
-                where=str(path),
-                found=", ".join(by_name),
-                fix="Name one of these.",
-                exit_code=EXIT_WRONG_USE,
-            )
-    user, user_notes = _key(table, columns, by_name.get(named.user or ""), "user", wanted, path)
-    item, item_notes = _key(table, columns, by_name.get(named.item or ""), "item", wanted, path)
-    label_like = [c for c in columns if 1 <= c.known <= 2 and is_label_like(c)]
+    table, columns = looked.sample, looked.columns
+    _require_columns(looked, named)
+    user, *users = _keys(looked, named, "user")
+    item, *items = _keys(looked, named, "item")
     chosen = [c for c in columns if c.name in named.labels]
-    _require_roles(path, user, item, named, chosen)
+    _require_roles(looked.read.path, user, item, named, chosen)
     owners = Owners(table, user.name, item.name)
-    given = set(wanted) - {None}
-    found = [c for c in label_like if c.binary and c.name not in given and c not in (user, item)]
-    labels, label_notes = chosen, list[str]()
+    label_like = [c for c in columns if 1 <= c.known <= 2 and is_label_like(c)]
+    labels, attributes = chosen, dict[str, str]()
     if not chosen:
-        labels, label_notes = _without_attributes(table, owners, found)
+        parted = {user.name, item.name, *named.columns}
+        found = [c for c in label_like if c.binary and c.name not in parted]
+        attributes = {c.name: owners.attribute_of(label(table, c)) for c in found}
+        labels = [c for c in found if not attributes[c.name]] or found
         label_like = [c for c in label_like if c in labels or c not in found]
-    labels = [c for c in labels if c not in (user, item)]
-    _require_labels(path, table, columns, (user, item), labels)
+    _require_labels(looked, (user, item), labels)
     taken = {user.name, item.name, *(c.name for c in labels)}
     free = [c for c in columns if c.name not in taken]
-    request, request_notes = _request(table, free, by_name.get(named.request or ""), path)
+    request = _request(looked, free, named.request)
+    dates = [c for c in free if c != request.column and holds_dates(table[c.name], c.name)]
     taken |= {c.name for c in free if re.fullmatch(_REQUEST, c.snake) and _many(c)}
-    taken |= {request.name} if request else set()
-    dates = [c for c in free if c != request and holds_dates(table[c.name], c.name)]
-    free = [c for c in free if c != request and c not in label_like]
-    time, time_notes, untimed = choose(read.table, table, free, dates, named.time, owners, path)
-    taken |= {time.name} if time else set()
-    if request and time and not named.request and _lasts(read.table[request.name], time.day):
-        request_notes = [f"  # No request: rows of one {request.name!r} lie days apart."]
-        request = None
-    if request:
-        owners = Owners(table, user.name, item.name, request.name)
-    place = next((c for c in free if request and _is_place(c, owners)), None)
+    taken |= {request.column.name} if request.column else set()
+    free = [c for c in free if c != request.column and c not in label_like]
+    timing = choose(looked, free, dates, named.time, owners)
+    taken |= {timing.time.name} if timing.time else set()
+    told = None if named.request else request.column
+    if told and timing.time and _lasts(looked.read.table[told.name], timing.time.day):
+        request = Request(None, f"rows of one {told.name!r} lie days apart")
+    place = None
+    if request.column:
+        owners = Owners(table, user.name, item.name, request.column.name)
+        place = next((c for c in free if _is_place(c, owners)), None)
     return Roles(
-        user,
-        item,
-        labels,
-        label_like,
-        request,
-        place,
-        time,
-        dates,
-        untimed,
-        taken,
-        owners,
-        user_notes + item_notes,
-        request_notes,
-        time_notes,
-        label_notes,
+        user=user,
+        item=item,
+        rivals={"user": [c.name for c in users], "item": [c.name for c in items]},
+        labels=labels,
+        label_like=label_like,
+        attributes={name: owner for name, owner in attributes.items() if owner},
+        request=request,
+        place=place,
+        timing=timing,
+        dates=dates,
+        taken=taken,
+        owners=owners,
     )
 
 
@@ -170,25 +179,20 @@ def _is_place(column: Column, owners: Owners) -> bool:
     )
 
 
-def _key(
-    table: pa.Table,
-    columns: list[Column],
-    named: Column | None,
-    what: str,
-    wanted: Sequence[str | None],
-    path: Path,
-) -> tuple[Column, list[str]]:
-    """A key's column: the usual name first, then that of an id, then that of the most values."""
-    if named is not None:
-        return named, []
+def _keys(looked: Looked, named: Named, what: str) -> list[Column]:
+    """Columns that could be a key: of the usual name, then named as ids, then by their values."""
+    table, columns = looked.sample, looked.columns
+    wanted = named.user if what == "user" else named.item
+    if wanted:
+        return [c for c in columns if c.name == wanted]
     found = [c for c in columns if re.fullmatch(_KEYS[what], c.snake)]
     if not found:
         # To name a column for two things is refused, so those of another part are not offered.
-        free = [c for c in columns if c.name not in wanted]
+        free = [c for c in columns if c.name not in named.columns]
         near = [c.name for c in _key_like(free, what) if not holds_dates(table[c.name], c.name)]
         raise UserError(
             f"No {what} column was found.",
-            where=str(path),
+            where=str(looked.read.path),
             expected=f"a column named like {what}, {what}_id",
             found=", ".join(c.name for c in columns),
             fix=f"Name it: --{what} COLUMN" + (f", such as {', '.join(near)}." if near else "."),
@@ -200,11 +204,7 @@ def _key(
         name = column.snake
         return not _is_key(column), name not in usual, not name.endswith("id"), -column.distinct
 
-    chosen, *others = sorted(found, key=rank)
-    if not others:
-        return chosen, []
-    also = ", ".join(repr(c.name) for c in others)
-    return chosen, [f"  # The {what} is {chosen.name!r}; {also} could be it: --{what} names it."]
+    return sorted(found, key=rank)
 
 
 def _key_like(columns: list[Column], what: str) -> list[Column]:
@@ -231,23 +231,17 @@ def _no_key(column: Column) -> str:
     return "" if column.whole or column.huge else "numbers with fractions"
 
 
-def _without_attributes(
-    table: pa.Table, owners: Owners, found: list[Column]
-) -> tuple[list[Column], list[str]]:
-    """Labels without those that are known of the user or the item; what is to be said of these."""
-    whose = {c.name: owners.attribute_of(label(table, c)) for c in found}
-    labels = [c for c in found if not whose[c.name]]
-    notes = []
-    for name, owner in whose.items():
-        if owner and labels:
-            notes.append(
-                f"  # No task of {name!r}: each {owner} has one value, as an attribute has. If it "
-                "is an outcome, name"
+def _require_columns(looked: Looked, named: Named) -> None:
+    names = [column.name for column in looked.columns]
+    for name in named.columns:
+        if name not in names:
+            raise UserError(
+                f"The table has no column {name!r}.",
+                where=str(looked.read.path),
+                found=", ".join(names),
+                fix="Name one of these.",
+                exit_code=EXIT_WRONG_USE,
             )
-            notes.append("  # all labels with --label.")
-        elif owner:
-            notes.append(f"  # Each {owner} has one value of {name!r}: is it an outcome?")
-    return labels or found, notes
 
 
 def _require_roles(
@@ -282,13 +276,8 @@ def _require_roles(
             )
 
 
-def _require_labels(
-    path: Path,
-    table: pa.Table,
-    columns: list[Column],
-    keys: tuple[Column, Column],
-    labels: list[Column],
-) -> None:
+def _require_labels(looked: Looked, keys: tuple[Column, Column], labels: list[Column]) -> None:
+    table, columns, path = looked.sample, looked.columns, looked.read.path
     for column in labels:
         if not column.binary:
             few = 0 < column.distinct <= 3
@@ -319,43 +308,34 @@ def _require_labels(
         )
 
 
-def _request(
-    table: pa.Table, columns: list[Column], named: Column | None, path: Path
-) -> tuple[Column | None, list[str]]:
-    """The request's column, or why the one that is named like it is none."""
-    found = [named] if named else []
+def _request(looked: Looked, columns: list[Column], named: str | None) -> Request:
+    found = [c for c in columns if c.name == named]
     for pattern in () if named else _REQUESTS:
         found += [c for c in columns if re.fullmatch(pattern, c.snake)]
     if not found:
-        return None, []
+        return Request()
     column = found[0]
-    none = missing(table[column.name]).mean()
-    values = f"{column.distinct:,} value{'s' * (column.distinct != 1)}"
+    none = missing(looked.sample[column.name]).mean()
     why = ""
     if column.kind not in ("text", "number"):
         why = "holds neither texts nor numbers"
     elif none >= NO_REQUEST:
         why = f"is missing in {none:.0%} of the rows"
     elif not _many(column):
-        why = f"has {values} in {len(table):,} rows"
+        rows = len(looked.sample)
+        why = f"has {column.distinct:,} value{'s' * (column.distinct != 1)} in {rows:,} rows"
     if why and named:
         raise UserError(
             f"The column {column.name!r} is no request: it {why}.",
-            where=str(path),
+            where=str(looked.read.path),
             expected=f"a value for each list of items shown, of {ROWS_A_REQUEST} rows at most",
-            found=texts(table[column.name]),
+            found=texts(looked.sample[column.name]),
             fix="Name another column, or none.",
             exit_code=EXIT_WRONG_USE,
         )
     if why:
-        return None, [f"  # No request: {column.name!r} {why}."]
-    notes = []
-    if column.distinct == column.rows:
-        notes.append(f"  # Each row has a request of its own, by {column.name!r}.")
-    others = ", ".join(repr(c.name) for c in found[1:] if _many(c))
-    if others:
-        notes.append(f"  # No features of {others}, which could name requests: --request.")
-    return column, notes
+        return Request(None, f"{column.name!r} {why}")
+    return Request(column, others=[c.name for c in found[1:] if _many(c)])
 
 
 def _lasts(request: pa.ChunkedArray, day: np.ndarray) -> bool:
@@ -373,22 +353,36 @@ def _many(column: Column) -> bool:
     return column.distinct * ROWS_A_REQUEST >= column.rows
 
 
-def tasks(labels: dict[str, np.ndarray]) -> tuple[list[tuple[str, str | None]], list[str]]:
-    """Labels by falling rate; one whose positives lie within another's follows it.
+@dataclass(frozen=True)
+class Task:
+    """A label to learn.
 
-    Returns:
-        Names with the name before each, or None; and what is to be said of the choice.
+    Attributes:
+        given: The label that it follows, or None.
+        ones: Rows that have it.
+        perhaps: Labels within which it lies as well, perhaps by chance.
+        rows: Those that should tell it: all, or those with the label before it.
+        blank: Those of them that do not, bool [rows of the table].
     """
+
+    name: str
+    given: str | None
+    ones: int
+    perhaps: list[str]
+    rows: int
+    blank: np.ndarray
+
+
+def tasks(labels: dict[str, np.ndarray]) -> list[Task]:
+    """Labels by falling rate; one whose positives lie within another's follows it."""
     # A label that is blank did not happen: where the one before it did not, logs often say so.
     ones = {name: np.nan_to_num(values) > 0.5 for name, values in labels.items()}
     order = sorted(ones, key=lambda name: -ones[name].mean())
-    found: list[tuple[str, str | None]] = []
-    notes: list[str] = []
+    found = []
     for index, name in enumerate(order):
-        given = None
+        given, perhaps, own = None, [], ones[name].sum()
         for other in reversed(order[:index]):
-            own, rate = ones[name].sum(), ones[other].mean()
-            outside = (ones[name] & ~ones[other]).sum()
+            rate, outside = ones[other].mean(), (ones[name] & ~ones[other]).sum()
             # Real logs have a few strays; the feature job repairs them.
             if outside > 0.01 * max(1, own) or not own:
                 continue
@@ -397,9 +391,8 @@ def tasks(labels: dict[str, np.ndarray]) -> tuple[list[tuple[str, str | None]], 
                 given = other
                 break
             if 0 < rate < 1:
-                notes.append(
-                    f"  # {name!r} lies within {other!r}, perhaps by chance ({own:,} rows have "
-                    f"it): if it follows it, add given: {other}."
-                )
-        found.append((name, given))
-    return found, notes
+                perhaps.append(other)
+        among = np.ones(len(labels[name]), dtype=bool) if given is None else ones[given]
+        blank = np.isnan(labels[name]) & among
+        found.append(Task(name, given, own, perhaps, among.sum(), blank))
+    return found

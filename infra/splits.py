@@ -26,18 +26,27 @@ _EPOCH = date(1970, 1, 1)
 
 @dataclass(frozen=True)
 class Split:
-    """How rows are divided, for the spec; and which are held out, bool [rows], or None by chance.
+    """How rows are divided.
 
     Attributes:
+        held: Rows that are held out, bool [rows]; None where chance takes them.
+        until: The last days of the parts by their names in the spec; none where chance divides.
         days: Whether counters have a past to count: enough days with rows.
-        parts: The rows of training, validation and test, where days divide them.
+        early: How many rows lie before the first day with many, and that day.
+        late: How many lie after the last one, and that day.
+        why_not: Why no days divide rows that have some.
+        few: Positives of labels of which chance may leave none in a part.
+        lacking: Labels, each with a part that has no positive of it.
     """
 
-    line: str
-    notes: list[str] = field(default_factory=list)
     held: np.ndarray | None = None
+    until: dict[str, date] = field(default_factory=dict)
     days: bool = False
-    parts: dict[str, np.ndarray] = field(default_factory=dict)
+    early: tuple[int, date] | None = None
+    late: tuple[int, date] | None = None
+    why_not: str = ""
+    few: dict[str, int] = field(default_factory=dict)
+    lacking: list[tuple[str, str]] = field(default_factory=list)
 
 
 def split(day: np.ndarray | None, labels: dict[str, np.ndarray]) -> Split:
@@ -47,17 +56,18 @@ def split(day: np.ndarray | None, labels: dict[str, np.ndarray]) -> Split:
         day: Days since the epoch, float64 [rows], NaN where there is none; or None.
         labels: Float [rows] by name, NaN where missing.
     """
-    fraction = "  split: {validation: 0.1, test: 0.1}"
     if day is None:
-        return Split(fraction, _few(labels))
+        return Split(few=_few(labels))
     known = ~np.isnan(day)
     days, place = np.unique(day[known].astype(np.int64), return_inverse=True)
     rows = np.bincount(place, minlength=len(days))
     first, last = _common(days, rows)
-    notes = _strays(days, rows, first, last)
+    before, after = int(rows[:first].sum()), int(rows[last + 1 :].sum())
+    early = (before, _date(days[first])) if before else None
+    late = (after, _date(days[last])) if after else None
     if last - first + 1 < FEWEST_DAYS:
-        few = f"  # No split by day: {last - first + 1} days have rows; {FEWEST_DAYS} are needed."
-        return Split(fraction, [*notes, few, *_few(labels)])
+        why = f"{last - first + 1} days have rows; {FEWEST_DAYS} are needed"
+        return Split(early=early, late=late, why_not=why, few=_few(labels))
     ones = {
         name: np.bincount(place, weights=values[known] > 0.5, minlength=len(days))
         for name, values in labels.items()
@@ -66,32 +76,25 @@ def split(day: np.ndarray | None, labels: dict[str, np.ndarray]) -> Split:
     test = _begin(rows, ones, first, last, tenth)
     validation = _begin(rows, ones, first, test - 1, tenth)
     if rows[validation : last + 1].sum() > MOST_ROWS * rows.sum() or validation - first < 2:
-        uneven = "  # No split by day: a few days have most of the rows."
-        return Split(fraction, [*notes, uneven, *_few(labels)], days=True)
-    bounds = [_date(days[validation - 1]), _date(days[test - 1])]
-    line = f"  split: {{train_to: {bounds[0]}, validation_to: {bounds[1]}"
+        why = "a few days have most of the rows"
+        return Split(None, {}, True, early, late, why, _few(labels))
+    until = {"train_to": _date(days[validation - 1]), "validation_to": _date(days[test - 1])}
     if last + 1 < len(days):
-        line += f", test_to: {_date(days[last])}"
-    parts = {
-        "training": day < days[validation],
-        "validation": (day >= days[validation]) & (day < days[test]),
-        "test": (day >= days[test]) & (day <= days[last]),
-    }
-    for name, values in labels.items():
-        for part, of_part in parts.items():
-            if not (values[of_part] > 0.5).any():
-                notes.append(f"  # No row of the {part} split has {name!r}: choose other days.")
-    return Split(line + "}", notes, day >= days[validation], True, parts)
-
-
-def _few(labels: dict[str, np.ndarray]) -> list[str]:
-    """What is to be said of labels of which chance may leave none in a split."""
-    counts = {name: int((values > 0.5).sum()) for name, values in labels.items()}
-    return [
-        f"  # Only {count} rows have {name!r}: validation and test have about a tenth of them each."
-        for name, count in counts.items()
-        if count < 10 * ENOUGH
+        until["test_to"] = _date(days[last])
+    ends = {"training": (0, validation), "validation": (validation, test), "test": (test, last + 1)}
+    lacking = [
+        (name, part)
+        for name, own in ones.items()
+        for part, (begin, end) in ends.items()
+        if not own[begin:end].any()
     ]
+    held = day >= days[validation]
+    return Split(held, until, True, early, late, lacking=lacking)
+
+
+def _few(labels: dict[str, np.ndarray]) -> dict[str, int]:
+    counts = {name: int((values > 0.5).sum()) for name, values in labels.items()}
+    return {name: count for name, count in counts.items() if count < 10 * ENOUGH}
 
 
 def _common(days: np.ndarray, rows: np.ndarray) -> tuple[int, int]:
@@ -101,22 +104,6 @@ def _common(days: np.ndarray, rows: np.ndarray) -> tuple[int, int]:
     near = (of_part >= FEW * rows.sum())[part]
     enough = np.flatnonzero(near & (rows >= STRAY * np.median(rows)))
     return (int(enough[0]), int(enough[-1])) if len(enough) else (0, len(rows) - 1)
-
-
-def _strays(days: np.ndarray, rows: np.ndarray, first: int, last: int) -> list[str]:
-    notes = []
-    if rows[:first].sum():
-        count = rows[:first].sum()
-        notes.append(
-            f"  # {_rows(count)} before {_date(days[first])}, the first day with many: are their "
-            "times right?"
-        )
-    if rows[last + 1 :].sum():
-        count = rows[last + 1 :].sum()
-        notes.append(
-            f"  # {_rows(count)} after {_date(days[last])}, the last day with many: left out."
-        )
-    return notes
 
 
 def _begin(rows: np.ndarray, ones: dict[str, np.ndarray], first: int, last: int, tenth: int) -> int:
@@ -129,10 +116,6 @@ def _begin(rows: np.ndarray, ones: dict[str, np.ndarray], first: int, last: int,
     while at - 1 >= widest and any(own[at : last + 1].sum() < ENOUGH for own in ones.values()):
         at -= 1
     return at
-
-
-def _rows(count: int) -> str:
-    return "1 row" if count == 1 else f"{count:,} rows"
 
 
 def _date(day: np.integer) -> date:

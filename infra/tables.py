@@ -133,7 +133,9 @@ def _with_long(file: File, table: pa.Table) -> pa.Table:
     Arrow takes them for floats, which makes ids alike.
     """
     long = [name for name in _of_type(table, types.is_floating) if beyond_integers(table[name])]
-    texts = _csv(file, dict.fromkeys(long, pa.string()), None, None, long) if long else None
+    if not long:
+        return table
+    texts = _csv(file, dict.fromkeys(long, pa.string()), columns=long)
     for name in long:
         present = texts[name].filter(pc.invert(is_missing(texts[name])))
         if pc.all(pc.match_substring_regex(present, r"^[+-]?[0-9]+$")).as_py():
@@ -150,13 +152,13 @@ def _with_zeros(file: File, table: pa.Table) -> pa.Table:
     with file.open() as stream:
         first = io.BytesIO(stream.read(BYTES_LOOKED_AT).rpartition(b"\n")[0])
     try:
-        few = _csv(file, dict.fromkeys(names, text), [], first, names)
+        few = _csv(file, dict.fromkeys(names, text), first=first, columns=names)
     except pa.ArrowException:
         return table
     zeros = [n for n in names if pc.any(pc.match_substring_regex(few[n], r"^0[0-9]")).as_py()]
     if not zeros:
         return table
-    texts = _csv(file, dict.fromkeys(zeros, text), [], None, zeros)
+    texts = _csv(file, dict.fromkeys(zeros, text), columns=zeros)
     for name in zeros:
         table = _with(table, name, texts[name])
     return table

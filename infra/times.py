@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,10 +15,9 @@ import pyarrow.compute as pc
 from pyarrow import types
 
 from beam_jobs.validate import MS_PER_DAY, parse_time
-from infra.columns import Column, snake
+from infra.columns import Column, Looked, snake
 from infra.owners import Owners
 from infra.tables import sample
-from infra.writing import quoted
 from recsys.errors import EXIT_WRONG_USE, UserError
 from recsys.raw import canonical
 from recsys.schema import RawColumn
@@ -99,12 +97,25 @@ class Time:
         of_day = bool((ms[~bad] % MS_PER_DAY != 0).mean() > 0.5) if (~bad).any() else False
         return cls(name, read, _days(ms, bad), of_day)
 
-    @property
-    def told(self) -> str:
-        """The line of the spec."""
-        column = self.read.column
-        how = f"format: {json.dumps(column.format)}" if column.format else f"unit: {column.unit}"
-        return f"  time: {{column: {quoted(self.name)}, {how}}}"
+
+@dataclass(frozen=True)
+class Timing:
+    """The time of the rows, where there is one, and which columns else have to do with time.
+
+    Attributes:
+        untimed: Why columns that are named like it tell none.
+        how: How it was told; '' where somebody named it.
+        rivals: Columns that hold times too.
+        dates: Without it, columns of dates that nobody named.
+        numbers: Without it, columns whose numbers could be times.
+    """
+
+    time: Time | None
+    untimed: dict[str, str]
+    how: str = ""
+    rivals: list[str] = field(default_factory=list)
+    dates: list[str] = field(default_factory=list)
+    numbers: list[str] = field(default_factory=list)
 
 
 def reading(values: pa.ChunkedArray, name: str) -> Reading | str:
@@ -166,94 +177,79 @@ def _within(numbers: np.ndarray, first: float, last: float) -> bool:
 
 
 def choose(
-    whole: pa.Table,
-    table: pa.Table,
-    columns: list[Column],
-    dates: list[Column],
-    named: str | None,
-    owners: Owners,
-    path: Path,
-) -> tuple[Time | None, list[str], dict[str, str]]:
+    looked: Looked, columns: list[Column], dates: list[Column], named: str | None, owners: Owners
+) -> Timing:
     """The time: by its name, or the earliest one that is neither the user's nor the item's.
 
     Args:
-        whole: The table as it was read.
-        table: A sample of it.
+        looked: The table.
         columns: Those that may be the time.
         dates: Those of them that hold dates or times.
         named: The one that somebody named.
         owners: Of the table.
-        path: Of the table.
-
-    Returns:
-        It, or None; what is to be said of the choice; and why columns named like it are none.
 
     Raises:
         UserError: The named column is no time.
     """
-    notes: list[str] = []
-    untimed: dict[str, str] = {}
-    raw = whole if len(whole) == len(table) else sample(whole, len(table))
+    whole = looked.read.table
+    raw = sample(whole, len(looked.sample))
     first = [named] if named else [c.name for c in columns if re.fullmatch(_TIME, c.snake)]
-    own = [c for c in dates if c.name not in first and owners.of(c.name) == "context"]
-    likely = [c.name for c in own if not re.search(_NOT_WHEN, c.snake)]
-    if not likely and len(own) == 1:
-        likely = [own[0].name]
-    found: list[tuple[str, Reading]] = []
-    for group in (first, likely):
-        for name in group:
+    ways = {name: reading(raw[name], name) for name in first}
+    how = "by its name"
+    if named:
+        _require_time(named, ways[named], raw[named], looked.read.path)
+        how = ""
+    elif not _readings(ways):
+        how = "the only one with times of the moment"
+        for name in _of_the_moment([c for c in dates if c.name not in first], owners):
             way = reading(raw[name], name)
-            if isinstance(way, str):
-                if named:
-                    raise UserError(
-                        f"The column {name!r} is no time: it {way}.",
-                        where=str(path),
-                        expected=f"epoch numbers, ISO 8601 or another date in {PARSED:.0%} of the "
-                        "rows",
-                        found=texts(raw[name]),
-                        fix="Name another column, or none: rows are then divided by chance.",
-                        exit_code=EXIT_WRONG_USE,
-                    )
-                notes.append(f"  # No time by {name!r}: it {way}.")
-                untimed[name] = way
-            elif group is first or _is_clock(raw[name]):
-                found.append((name, way))
-        if found:
-            break
-    if found:
-        said = "by its name" if found[0][0] in first else "the only one with times of the moment"
-        chosen, way = min(found, key=lambda pair: _middle(raw[pair[0]], pair[1].column))
-        others = [repr(name) for name, _ in found if name != chosen]
-        if others:
-            said = f"the earliest; {', '.join(others)} hold{'s' * (len(others) == 1)} times too"
-        if not named:
-            notes.append(f"  # The time is {chosen!r}, {said}.")
-        if way.note:
-            notes.append(f"  # {chosen!r} {way.note}.")
-        return Time.of(chosen, way, whole[chosen]), notes, untimed
-    for column in columns:
-        if column.name in untimed or column in dates or not re.search(_DATED, column.name):
-            continue
-        way = reading(raw[column.name], column.name)
-        if isinstance(way, str) and types.is_string(raw[column.name].type):
-            notes.append(f"  # No time by {column.name!r}: it {way}.")
-            untimed[column.name] = way
-    left = [repr(c.name) for c in dates if c.name not in untimed]
-    if left:
-        hold = "holds dates; name it" if len(left) == 1 else "hold dates; name one"
-        notes.append(f"  # No time: {', '.join(left)} {hold} with --time to split by day.")
-    others = [
-        repr(c.name)
-        for c in columns
-        if c.kind == "number"
-        and c not in dates
-        and c.distinct > FEWEST_TIMES
-        and not c.numbers_names
-        and this_century(raw[c.name])
-    ]
-    if others:
-        notes.append(f"  # {', '.join(others)} could be times: name one with --time if so.")
-    return None, notes, untimed
+            if isinstance(way, str) or _is_clock(raw[name]):
+                ways[name] = way
+    found = _readings(ways)
+    untimed = {name: way for name, way in ways.items() if isinstance(way, str)}
+    if not found:
+        untimed |= _unread(raw, [c for c in columns if c.name not in untimed and c not in dates])
+        left = [c.name for c in dates if c.name not in untimed]
+        numbers = [c for c in columns if c not in dates and _could_be_times(raw[c.name], c)]
+        return Timing(None, untimed, dates=left, numbers=[c.name for c in numbers])
+    chosen = min(found, key=lambda name: _middle(raw[name], found[name].column))
+    time = Time.of(chosen, found[chosen], whole[chosen])
+    return Timing(time, untimed, how, [name for name in found if name != chosen])
+
+
+def _readings(ways: dict[str, Reading | str]) -> dict[str, Reading]:
+    return {name: way for name, way in ways.items() if isinstance(way, Reading)}
+
+
+def _require_time(name: str, way: Reading | str, values: pa.ChunkedArray, path: Path) -> None:
+    if isinstance(way, str):
+        raise UserError(
+            f"The column {name!r} is no time: it {way}.",
+            where=str(path),
+            expected=f"epoch numbers, ISO 8601 or another date in {PARSED:.0%} of the rows",
+            found=texts(values),
+            fix="Name another column, or none: rows are then divided by chance.",
+            exit_code=EXIT_WRONG_USE,
+        )
+
+
+def _of_the_moment(dates: list[Column], owners: Owners) -> list[str]:
+    """Columns of neither user nor item; of several, those not named like the time of another."""
+    own = [c for c in dates if owners.of(c.name) == "context"]
+    likely = [c.name for c in own if not re.search(_NOT_WHEN, c.snake)]
+    return likely or [c.name for c in own if len(own) == 1]
+
+
+def _unread(raw: pa.Table, columns: list[Column]) -> dict[str, str]:
+    """Why texts of columns that are named like dates are none."""
+    dated = [c.name for c in columns if re.search(_DATED, c.name)]
+    ways = {name: reading(raw[name], name) for name in dated if types.is_string(raw[name].type)}
+    return {name: way for name, way in ways.items() if isinstance(way, str)}
+
+
+def _could_be_times(values: pa.ChunkedArray, column: Column) -> bool:
+    several = column.kind == "number" and column.distinct > FEWEST_TIMES
+    return several and not column.numbers_names and this_century(values)
 
 
 def _is_clock(values: pa.ChunkedArray) -> bool:
