@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from infra.columns import FEW_VALUES, Column, Looked, label, missing
 from infra.owners import Groups, Owners, codes
+from infra.tables import wrong_use
 from infra.times import Timing, choose, holds_dates, texts
-from recsys.errors import EXIT_WRONG_USE, UserError
 
 ROWS_A_REQUEST = 200
 """Rows that requests have at most on average: more, and the column names something else."""
@@ -118,8 +118,8 @@ def roles(looked: Looked, named: Named) -> Roles:
     """
     table, columns = looked.sample, looked.columns
     _require_columns(looked, named)
-    user, *users = _keys(looked, named, "user")
-    item, *items = _keys(looked, named, "item")
+    users, items = _keys(looked, named, "user"), _keys(looked, named, "item")
+    user, item = users[0], items[0]
     chosen = [c for c in columns if c.name in named.labels]
     _require_roles(looked.read.path, user, item, named, chosen)
     owners = Owners(table, user.name, item.name)
@@ -151,7 +151,7 @@ def roles(looked: Looked, named: Named) -> Roles:
     return Roles(
         user=user,
         item=item,
-        rivals={"user": [c.name for c in users], "item": [c.name for c in items]},
+        rivals={"user": [c.name for c in users[1:]], "item": [c.name for c in items[1:]]},
         labels=labels,
         label_like=label_like,
         attributes={name: owner for name, owner in attributes.items() if owner},
@@ -190,13 +190,12 @@ def _keys(looked: Looked, named: Named, what: str) -> list[Column]:
         # To name a column for two things is refused, so those of another part are not offered.
         free = [c for c in columns if c.name not in named.columns]
         near = [c.name for c in _key_like(free, what) if not holds_dates(table[c.name], c.name)]
-        raise UserError(
+        raise wrong_use(
+            looked.read.path,
             f"No {what} column was found.",
-            where=str(looked.read.path),
             expected=f"a column named like {what}, {what}_id",
             found=", ".join(c.name for c in columns),
             fix=f"Name it: --{what} COLUMN" + (f", such as {', '.join(near)}." if near else "."),
-            exit_code=EXIT_WRONG_USE,
         )
     usual = (f"{what}_id", f"{what}id")
 
@@ -235,12 +234,11 @@ def _require_columns(looked: Looked, named: Named) -> None:
     names = [column.name for column in looked.columns]
     for name in named.columns:
         if name not in names:
-            raise UserError(
+            raise wrong_use(
+                looked.read.path,
                 f"The table has no column {name!r}.",
-                where=str(looked.read.path),
                 found=", ".join(names),
                 fix="Name one of these.",
-                exit_code=EXIT_WRONG_USE,
             )
 
 
@@ -248,31 +246,26 @@ def _require_roles(
     path: Path, user: Column, item: Column, named: Named, labels: list[Column]
 ) -> None:
     """Each column that was named is one thing alone, and keys are values that can be told apart."""
-    time, request = named.time, named.request
-    others = [name for name in (time, request) if name]
-    roles = [user.name, item.name, *others, *(c.name for c in labels)]
-    twice = [name for name in dict.fromkeys(roles) if roles.count(name) > 1]
+    roles = [("user", user.name), ("item", item.name), ("time", named.time)]
+    roles += [("request", named.request), *(("label", column.name) for column in labels)]
+    names = [name for _, name in roles if name]
+    twice = [name for name in names if names.count(name) > 1]
     if twice:
-        raise UserError(
+        raise wrong_use(
+            path,
             f"The column {twice[0]!r} is named for two things.",
-            where=str(path),
             expected="a column each for user, item, time and labels",
-            found=f"user {user.name!r}, item {item.name!r}"
-            + (f", time {time!r}" if time else "")
-            + (f", request {request!r}" if request else "")
-            + "".join(f", label {c.name!r}" for c in labels),
+            found=", ".join(f"{role} {name!r}" for role, name in roles if name),
             fix="Name another column: --user, --item, --time, --request or --label.",
-            exit_code=EXIT_WRONG_USE,
         )
     for what, column in (("user", user), ("item", item)):
         if not _is_key(column):
-            raise UserError(
+            raise wrong_use(
+                path,
                 f"The column {column.name!r} cannot name {'an' if what == 'item' else 'a'} {what}.",
-                where=str(path),
                 expected="a text or a whole number in each row",
                 found=_no_key(column),
                 fix=f"Name another column: --{what}.",
-                exit_code=EXIT_WRONG_USE,
             )
 
 
@@ -281,15 +274,14 @@ def _require_labels(looked: Looked, keys: tuple[Column, Column], labels: list[Co
     for column in labels:
         if not column.binary:
             few = 0 < column.distinct <= 3
-            raise UserError(
+            raise wrong_use(
+                path,
                 f"The column {column.name!r} is no label.",
-                where=str(path),
                 expected="0 and 1, both of them",
                 found=f"{column.distinct} distinct values"
                 + (f": {texts(table[column.name].unique())}" if few else ""),
                 fix="Write 0 and 1 into it, or name columns of these; a task of numbers is written "
                 "by hand (docs/spec.md).",
-                exit_code=EXIT_WRONG_USE,
             )
     if not labels:
         found = [c.name for c in columns if c.binary]
@@ -298,13 +290,12 @@ def _require_labels(looked: Looked, keys: tuple[Column, Column], labels: list[Co
             for c in columns
             if c.kind in ("text", "number") and c not in keys and re.fullmatch(_LABELS, c.snake)
         ]
-        raise UserError(
+        raise wrong_use(
+            path,
             "No label was found.",
-            where=str(path),
             expected="a column of 0 and 1 named like click, purchase, converted, label",
             found=f"columns of 0 and 1: {', '.join(found) or 'none'}" + "".join(named),
             fix="Write 0 and 1 into it." if named else "Name it: --label COLUMN.",
-            exit_code=EXIT_WRONG_USE,
         )
 
 
@@ -325,13 +316,12 @@ def _request(looked: Looked, columns: list[Column], named: str | None) -> Reques
         rows = len(looked.sample)
         why = f"has {column.distinct:,} value{'s' * (column.distinct != 1)} in {rows:,} rows"
     if why and named:
-        raise UserError(
+        raise wrong_use(
+            looked.read.path,
             f"The column {column.name!r} is no request: it {why}.",
-            where=str(looked.read.path),
             expected=f"a value for each list of items shown, of {ROWS_A_REQUEST} rows at most",
             found=texts(looked.sample[column.name]),
             fix="Name another column, or none.",
-            exit_code=EXIT_WRONG_USE,
         )
     if why:
         return Request(None, f"{column.name!r} {why}")

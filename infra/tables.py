@@ -41,6 +41,11 @@ class Read:
     is_csv: bool
 
 
+def wrong_use(path: Path, message: str, **said: str) -> UserError:
+    """The refusal of a table, or of what somebody said of it, as `UserError` has it."""
+    return UserError(message, where=str(path), exit_code=EXIT_WRONG_USE, **said)
+
+
 def read(path: Path) -> Read:
     """The whole table, in the formats and by the rules of the feature job.
 
@@ -48,15 +53,14 @@ def read(path: Path) -> Read:
         UserError: It is not there, cannot be read, has no rows, or has two columns of one name.
     """
     if path.is_dir():
-        raise UserError(
+        raise wrong_use(
+            path,
             "The table is a folder.",
-            where=str(path),
             expected="one file, CSV or Parquet",
             fix="Name one of its files; then put the folder into the spec's data.impressions.",
-            exit_code=EXIT_WRONG_USE,
         )
     if not path.exists():
-        raise UserError("The table does not exist.", where=str(path), exit_code=EXIT_WRONG_USE)
+        raise wrong_use(path, "The table does not exist.")
     try:
         [file] = resolve(path, Source("impressions", path.name, ()))
     except UserError as error:

@@ -17,8 +17,7 @@ from pyarrow import types
 from beam_jobs.validate import MS_PER_DAY, parse_time
 from infra.columns import Column, Looked, snake
 from infra.owners import Owners
-from infra.tables import sample
-from recsys.errors import EXIT_WRONG_USE, UserError
+from infra.tables import sample, wrong_use
 from recsys.raw import canonical
 from recsys.schema import RawColumn
 from recsys.spec.records import TimeColumn
@@ -156,10 +155,9 @@ def holds_dates(values: pa.ChunkedArray, name: str) -> bool:
         present = _present(values)[:20]
         dates = bool(present) and all(map(_formats, present))
         return dates and isinstance(reading(values, name), Reading)
-    if types.is_integer(kind) and re.fullmatch(r"(.*_)?(date|day|dt|ds)", name, re.I):
-        found = reading(values, name)
-        if isinstance(found, Reading) and found.column.format is not None:
-            return True
+    dated = types.is_integer(kind) and re.fullmatch(r"(.*_)?(date|day|dt|ds)", name, re.I)
+    if dated and _of_digits(values):
+        return True
     numeric = types.is_integer(kind) or types.is_floating(kind)
     return numeric and re.fullmatch(_TIMED, snake(name)) is not None and this_century(values, 0)
 
@@ -223,13 +221,12 @@ def _readings(ways: dict[str, Reading | str]) -> dict[str, Reading]:
 
 def _require_time(name: str, way: Reading | str, values: pa.ChunkedArray, path: Path) -> None:
     if isinstance(way, str):
-        raise UserError(
+        raise wrong_use(
+            path,
             f"The column {name!r} is no time: it {way}.",
-            where=str(path),
             expected=f"epoch numbers, ISO 8601 or another date in {PARSED:.0%} of the rows",
             found=texts(values),
             fix="Name another column, or none: rows are then divided by chance.",
-            exit_code=EXIT_WRONG_USE,
         )
 
 

@@ -1,4 +1,4 @@
-"""Lines of an inferred spec: features by what columns hold, counters, and the model."""
+"""The text of an inferred spec, with what is to be said of each choice."""
 
 from __future__ import annotations
 
@@ -111,21 +111,22 @@ def _head(found: Findings) -> list[str]:
 
 def _data(found: Findings, names: Names) -> list[str]:
     path, roles = found.looked.read.path, found.roles
-    keys = {"user": roles.user, "item": roles.item, "request": roles.request.column}
-    written = ", ".join(f"{key}: {quoted(c.name)}" for key, c in keys.items() if c)
+    keys = {"user": roles.user, "item": roles.item}
+    rivals = [
+        f"The {what} is {key.name!r}; {_listed(roles.rivals[what])} could be it: --{what} names it."
+        for what, key in keys.items()
+        if roles.rivals[what]
+    ]
+    if roles.request.column:
+        keys["request"] = roles.request.column
+    written = ", ".join(f"{what}: {quoted(key.name)}" for what, key in keys.items())
     return [
         f"name: {quoted(names.allowed(path.stem))}",
         "data:",
         f"  impressions: {quoted(path.name)}",
         *_bad_records(found.bad),
         *_duplicates(found.repeated),
-        *_comments(
-            f"The {what} is {key.name!r}; {_listed(rivals)} could be it: --{what} names it."
-            for (what, rivals), key in zip(
-                roles.rivals.items(), (roles.user, roles.item), strict=True
-            )
-            if rivals
-        ),
+        *_comments(rivals),
         *_request(roles.request),
         f"  keys: {{{written}}}",
         *_time(roles.timing),
@@ -184,41 +185,55 @@ def _features(found: Findings, names: Names) -> tuple[list[str], list[str]]:
     )
     made: list[str] = []
     for choice in found.choices:
-        column, late = choice.column, choice.late
-        if choice.why_not:
-            why = choice.why_not
-            if column in found.roles.label_like:
-                how = f"add --label {quoted(column.name)}" if column.binary else "write 0 and 1"
-                why += f"; {how} to learn it"
-            refused += [f"  # No feature of {column.name!r}: {why}.", *_parted(column)]
-        elif choice.is_place:
-            made += [
-                f"  # {column.name!r} is where the item stood, of which the model learns the "
-                "effect apart.",
-                feature(names.of[column.name], "context", column, "vocabulary"),
-            ]
-        elif late and late.sure:
-            refused += _left_out(column, late.why, encodings(column, choice.owner, names))
+        if choice.made or choice.is_place:
+            made += _made(choice, names)
         else:
-            if late:
-                made.append(
-                    f"  # {column.name!r}: {late.why}. Leave it out if it is known only after."
-                )
-            if choice.inline:
-                made.append(
-                    f"  # {column.name!r} differs within requests: each candidate brings its own."
-                )
-            made += [*_parted(column), *encodings(column, choice.owner, names)]
-    request = found.roles.request
-    if (request.column is None or request.single) and any(
-        choice.made and choice.owner == "context" for choice in found.choices
-    ):
-        refused += [
-            "  # No request tells what was shown together. A feature of the context has one value "
-            "for all that is",
-            "  # ranked at once; those that differ between candidates are to have owner: item.",
-        ]
+            refused += _refused(choice, found.roles, names)
+    alone = found.roles.request.column is None or found.roles.request.single
+    if alone and any(choice.made and choice.owner == "context" for choice in found.choices):
+        refused += _comments(
+            (
+                "No request tells what was shown together. A feature of the context has one value "
+                "for all that is",
+                "ranked at once; those that differ between candidates are to have owner: item.",
+            )
+        )
     return refused, made
+
+
+def _made(choice: Choice, names: Names) -> list[str]:
+    """A column's features, and what is doubtful in them."""
+    name, said = repr(choice.column.name), []
+    if choice.is_place:
+        text = f"  # {name} is where the item stood, of which the model learns the effect apart."
+        encode = feature(names.of[choice.column.name], "context", choice.column, "vocabulary")
+        return [text, encode]
+    if choice.late:
+        said.append(f"{name}: {choice.late.why}. Leave it out if it is known only after.")
+    if choice.inline:
+        said.append(f"{name} differs within requests: each candidate brings its own.")
+    encoded = encodings(choice.column, choice.owner, names)
+    return [*_comments(said), *_parted(choice.column), *encoded]
+
+
+def _refused(choice: Choice, roles: Roles, names: Names) -> list[str]:
+    """Why a column is no feature; the lines of one that seems to be known only after a label."""
+    column, why = choice.column, choice.why_not
+    if choice.late is None:
+        if column in roles.label_like:
+            how = f"add --label {quoted(column.name)}" if column.binary else "write 0 and 1"
+            why += f"; {how} to learn it"
+        return [f"  # No feature of {column.name!r}: {why}.", *_parted(column)]
+    said = [
+        f"No feature of {column.name!r}: {choice.late.why}, so it seems to be known only after."
+    ]
+    if column.binary:
+        said.append(f"If it is an outcome to learn: --label {quoted(column.name)}.")
+    elif is_label_like(column):
+        said.append("It is named like a label: write 0 and 1 to learn it.")
+    said.append("If it is known before, take these lines out of the comment:")
+    said += [line.strip() for line in encodings(column, choice.owner, names)]
+    return _comments(said)
 
 
 def _parted(column: Column) -> list[str]:
@@ -230,23 +245,6 @@ def _parted(column: Column) -> list[str]:
         "max_length, and the",
         f"  # feature separator: {json.dumps(column.seems)}.",
     ]
-
-
-def _left_out(column: Column, why: str, lines: list[str]) -> list[str]:
-    """A column that seems to be known only after a label, with its lines in a comment."""
-    how = []
-    if column.binary:
-        how = [f"If it is an outcome to learn: --label {quoted(column.name)}."]
-    elif is_label_like(column):
-        how = ["It is named like a label: write 0 and 1 to learn it."]
-    return _comments(
-        [
-            f"No feature of {column.name!r}: {why}, so it seems to be known only after.",
-            *how,
-            "If it is known before, take these lines out of the comment:",
-            *(line.strip() for line in lines),
-        ]
-    )
 
 
 def _keys(found: Findings, names: Names) -> list[str]:
