@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -120,18 +119,9 @@ def roles(looked: Looked, named: Named) -> Roles:
     _require_columns(looked, named)
     users, items = _keys(looked, named, "user"), _keys(looked, named, "item")
     user, item = users[0], items[0]
-    chosen = [c for c in columns if c.name in named.labels]
-    _require_roles(looked.read.path, user, item, named, chosen)
+    _require_roles(looked, user, item, named)
     owners = Owners(table, user.name, item.name)
-    label_like = [c for c in columns if 1 <= c.known <= 2 and is_label_like(c)]
-    labels, attributes = chosen, dict[str, str]()
-    if not chosen:
-        parted = {user.name, item.name, *named.columns}
-        found = [c for c in label_like if c.binary and c.name not in parted]
-        attributes = {c.name: owners.attribute_of(label(table, c)) for c in found}
-        labels = [c for c in found if not attributes[c.name]] or found
-        label_like = [c for c in label_like if c in labels or c not in found]
-    _require_labels(looked, (user, item), labels)
+    labels, label_like, attributes = _labels(looked, named, owners, (user, item))
     taken = {user.name, item.name, *(c.name for c in labels)}
     free = [c for c in columns if c.name not in taken]
     request = _request(looked, free, named.request)
@@ -154,7 +144,7 @@ def roles(looked: Looked, named: Named) -> Roles:
         rivals={"user": [c.name for c in users[1:]], "item": [c.name for c in items[1:]]},
         labels=labels,
         label_like=label_like,
-        attributes={name: owner for name, owner in attributes.items() if owner},
+        attributes=attributes,
         request=request,
         place=place,
         timing=timing,
@@ -242,17 +232,16 @@ def _require_columns(looked: Looked, named: Named) -> None:
             )
 
 
-def _require_roles(
-    path: Path, user: Column, item: Column, named: Named, labels: list[Column]
-) -> None:
+def _require_roles(looked: Looked, user: Column, item: Column, named: Named) -> None:
     """Each column that was named is one thing alone, and keys are values that can be told apart."""
     roles = [("user", user.name), ("item", item.name), ("time", named.time)]
-    roles += [("request", named.request), *(("label", column.name) for column in labels)]
+    roles.append(("request", named.request))
+    roles += [("label", column.name) for column in looked.columns if column.name in named.labels]
     names = [name for _, name in roles if name]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise wrong_use(
-            path,
+            looked.read.path,
             f"The column {twice[0]!r} is named for two things.",
             expected="a column each for user, item, time and labels",
             found=", ".join(f"{role} {name!r}" for role, name in roles if name),
@@ -261,12 +250,29 @@ def _require_roles(
     for what, column in (("user", user), ("item", item)):
         if not _is_key(column):
             raise wrong_use(
-                path,
+                looked.read.path,
                 f"The column {column.name!r} cannot name {'an' if what == 'item' else 'a'} {what}.",
                 expected="a text or a whole number in each row",
                 found=_no_key(column),
                 fix=f"Name another column: --{what}.",
             )
+
+
+def _labels(
+    looked: Looked, named: Named, owners: Owners, keys: tuple[Column, Column]
+) -> tuple[list[Column], list[Column], dict[str, str]]:
+    """Those to learn, those named like one, and whose attributes some of these are."""
+    like = [c for c in looked.columns if 1 <= c.known <= 2 and is_label_like(c)]
+    labels = [c for c in looked.columns if c.name in named.labels]
+    attributes: dict[str, str] = {}
+    if not labels:
+        free = [c for c in like if c.binary and c not in keys and c.name not in named.columns]
+        whose = {c.name: owners.attribute_of(label(looked.sample, c)) for c in free}
+        labels = [c for c in free if not whose[c.name]] or free
+        like = [c for c in like if c in labels or c not in free]
+        attributes = {name: owner for name, owner in whose.items() if owner}
+    _require_labels(looked, keys, labels)
+    return labels, like, attributes
 
 
 def _require_labels(looked: Looked, keys: tuple[Column, Column], labels: list[Column]) -> None:
