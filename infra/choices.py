@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,22 +78,12 @@ def choices(looked: Looked, found: Roles, judged: list[Truth], newest: np.ndarra
 
 
 def unused_keys(
-    whole: pa.Table, found: Roles, newest: np.ndarray, owners: set[Owner]
+    whole: pa.Table, found: Roles, made: Sequence[Choice], newest: np.ndarray
 ) -> dict[str, float]:
-    """Keys that new rows mostly lack, each with the share of these; not where it is all there is.
-
-    Args:
-        whole: The table.
-        found: What columns are beside features.
-        newest: As for `choices`.
-        owners: Those that have other features.
-    """
-    names = {
-        owner: column
-        for owner, column in (("user", found.user), ("item", found.item))
-        if owner in owners
-    }
-    unseen = {c.name: _unseen(whole, c, newest) for c in names.values()}
+    """Keys that new rows mostly lack, each with the share of these; not the only features."""
+    owners = {choice.owner for choice in made if choice.made}
+    keys = [c for owner, c in (("user", found.user), ("item", found.item)) if owner in owners]
+    unseen = {column.name: _unseen(whole, column, newest) for column in keys}
     return {name: share for name, share in unseen.items() if share > UNSEEN_SHARE}
 
 

@@ -104,16 +104,16 @@ def look_over(path: Path, named: Named, output: Path | None = None) -> Inferred:
     numbers = [column for column in features if column.kind == "number" and not column.category]
     blank = [task.blank for task in learned]
     findings = Findings(
-        looked,
-        commands(path, output),
-        found,
-        bad_rows(whole, (found.user, found.item), numbers, blank, day),
+        looked=looked,
+        commands=commands(path, output),
+        roles=found,
+        bad=bad_rows(whole, (found.user, found.item), numbers, blank, day),
         # With the time of the day, equal rows are one.
-        0.0 if time and time.of_day else repeated(whole.table),
-        divided,
-        [name for name in of_sample if name not in {truth.name for truth in judged}],
-        unused_keys(whole.table, found, newest, {choice.owner for choice in made if choice.made}),
-        made,
-        learned,
+        repeated=0.0 if time and time.of_day else repeated(whole.table),
+        split=divided,
+        not_judged=[name for name in of_sample if name not in {truth.name for truth in judged}],
+        unused_keys=unused_keys(whole.table, found, made, newest),
+        choices=made,
+        tasks=learned,
     )
     return Inferred(spec(findings), whole.table.column_names)
