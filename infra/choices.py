@@ -80,7 +80,7 @@ def choices(looked: Looked, found: Roles, judged: list[Truth], newest: np.ndarra
 def unused_keys(
     whole: pa.Table, found: Roles, made: Sequence[Choice], newest: np.ndarray
 ) -> dict[str, float]:
-    """Keys that new rows mostly lack, each with the share of these; not the only features."""
+    """Keys that new rows mostly lack, with the share of these; none that is all its owner has."""
     owners = {choice.owner for choice in made if choice.made}
     keys = [c for owner, c in (("user", found.user), ("item", found.item)) if owner in owners]
     unseen = {column.name: _unseen(whole, column, newest) for column in keys}
