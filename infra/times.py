@@ -208,7 +208,9 @@ def choose(
     if not found:
         untimed |= _unread(raw, [c for c in columns if c.name not in untimed and c not in dates])
         left = [c.name for c in dates if c.name not in untimed]
-        numbers = [c for c in columns if c not in dates and _could_be_times(raw[c.name], c)]
+        # As the sample has it, where text is numbers: a few cells of the raw one may be none.
+        table = looked.sample
+        numbers = [c for c in columns if c not in dates and _could_be_times(table[c.name], c)]
         return Timing(None, untimed, dates=left, numbers=[c.name for c in numbers])
     chosen = min(found, key=lambda name: _middle(raw[name], found[name].column))
     time = Time.of(chosen, found[chosen], whole[chosen])

@@ -90,7 +90,7 @@ def spec(found: Findings) -> str:
     features = ["features:", *refused, *_keys(found, names), *made]
     count = embedded(yaml.safe_load("\n".join(features))["features"])
     lines = [*_head(found), *_data(found, names), *features, *_tasks(found, task_names)]
-    place = found.roles.place
+    place = next((choice.column for choice in found.choices if choice.is_place), None)
     # Trees do not read the keys' own ids; where there is nothing else, there are none.
     trees = sum(line.startswith("  - ") for line in made) > (place is not None)
     text = "\n".join(lines) + "\n" + model(count, trees)

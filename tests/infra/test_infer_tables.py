@@ -763,6 +763,27 @@ def test_equal_rows_are_kept_where_no_column_differs() -> None:
     assert repeated(table.append_column("n", pa.array(range(10)))) == 0
 
 
+def test_a_bad_cell_is_no_obstacle_where_there_is_no_time(tmp_path: Path) -> None:
+    frame = log().drop(columns="timestamp")
+    frame["age"] = frame["user_id"].str[1:]
+    frame.loc[3, "age"] = "unknown"
+    assert encodings(loads(infer(written(frame, tmp_path))))["age"] == "quantiles"
+    # Text in which nearly all cells are times could be one as others could.
+    frame["moment"] = epoch(log(), 1).astype("int64").astype(str)
+    frame.loc[3, "moment"] = "unknown"
+    assert "# 'moment' could be times: name one with --time" in infer(written(frame, tmp_path))
+
+
+@pytest.mark.parametrize("name", ["position", "position_id"])
+def test_a_place_that_is_no_feature_is_not_learned_apart(tmp_path: Path, name: str) -> None:
+    rows = np.arange(600)
+    frame = log()[: len(rows)].assign(request_id=rows // 6)
+    # Each row has a place of its own, or the newest rows have ids that training lacks.
+    frame[name] = rows if name == "position" else rows // 3
+    spec = loads(infer(written(frame, tmp_path)))
+    assert spec.data.keys.request == "request_id" and spec.model.position is None
+
+
 # ---------------------------------------------------------------------------------- lists
 
 
