@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from recsys.artifacts import read_json, write_folder, write_json
-from recsys.errors import UserError
+from recsys.errors import UserError, first_line
 
 _LOG = logging.getLogger(__name__)
 _NAME = re.compile(r"^step-(\d{8,})$")
@@ -155,7 +155,7 @@ class Store:
             raise UserError(
                 "A checkpoint cannot be read into this model.",
                 where=str(path),
-                found=str(error).strip().splitlines()[0],
+                found=first_line(error),
             ) from error
 
 

@@ -18,7 +18,7 @@ from recsys.artifacts import (
     same_learned,
     write_json,
 )
-from recsys.errors import UserError
+from recsys.errors import UserError, kind_and_line
 from recsys.schema import (
     USER_KEY,
     label_column,
@@ -237,7 +237,7 @@ def _load_signature(export: Path, name: str) -> Any:
             "An exported model cannot be loaded.",
             where=str(export),
             expected=f"a SavedModel with the signature `{name}`",
-            found=f"{type(error).__name__}: {str(error).strip()}".splitlines()[0],
+            found=kind_and_line(error),
             fix="Train again.",
         ) from error
     # The signature holds no reference to the model, which owns its variables.

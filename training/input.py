@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from recsys.artifacts import RAW_FOLDER
-from recsys.errors import UserError
+from recsys.errors import UserError, first_line
 from recsys.packing import Packing
 from recsys.schema import (
     REQUEST_KEY,
@@ -190,7 +190,7 @@ class _reading:  # noqa: N801  (a context manager that reads as a verb)
                 "An examples file is damaged.",
                 where=str(self._path),
                 expected="a Parquet file",
-                found=str(error).splitlines()[0],
+                found=first_line(error),
                 fix=_REBUILD,
             ) from error
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from recsys.artifacts import read_json, write_json
-from recsys.errors import UserError
+from recsys.cores import cores_at_hand
+from recsys.errors import UserError, first_line
 from training.loop import Job, StoppedError, fit
 from training.progress import FOLDER, Progress, ProgressFile, Relay
 
@@ -140,7 +141,7 @@ def _worker(config: dict[str, Any]) -> None:
     if _read_fault(job.run) is not None:
         # Ray starts a failed group anew; a fault of the data would only fail again.
         return
-    threads = max(1, (os.cpu_count() or 1) // context.get_local_world_size())
+    threads = max(1, cores_at_hand() // context.get_local_world_size())
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     # A collective may hold a thread while it waits for the other workers.
     tf.config.threading.set_inter_op_parallelism_threads(max(2, threads))
@@ -222,7 +223,7 @@ def _ray(address: str | None, workers: int, verbose: bool) -> Iterator[None]:
         # Sockets lie in it, and their paths may be 107 bytes long at most.
         folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp" if os.path.isdir("/tmp") else None)
         options |= {
-            "num_cpus": max(os.cpu_count() or 1, workers),
+            "num_cpus": max(cores_at_hand(), workers),
             "include_dashboard": False,
             "_temp_dir": folder,
         }
@@ -254,7 +255,7 @@ def _start_ray(address: str | None, options: dict[str, Any]) -> None:
             raise UserError(
                 "Ray cannot be reached." if address else "Ray cannot be started.",
                 where=address or "this machine",
-                found=str(error).splitlines()[0],
+                found=first_line(error),
                 fix="Check --ray-address, or train in this process with --workers 0.",
             ) from error
 
