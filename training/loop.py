@@ -39,6 +39,9 @@ LOOK_EVERY = 50
 CHECKPOINTS = "checkpoints"
 REFIT = "refit"
 
+ROWS = ".rows-"
+"""Begin of the names of folders in a run with rows that do not fit into memory."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -115,7 +118,7 @@ def fit(
     import tensorflow as tf
 
     keep_freed_memory()
-    with tempfile.TemporaryDirectory(prefix=".rows-", dir=job.run) as scratch:
+    with tempfile.TemporaryDirectory(prefix=ROWS, dir=job.run) as scratch:
         loop = _Loop(
             job,
             strategy or tf.distribute.get_strategy(),

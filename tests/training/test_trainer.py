@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,9 @@ import training
 from recsys import metrics
 from recsys.artifacts import read_manifest
 from recsys.errors import UserError
-from recsys.spec import Spec, load
+from recsys.spec import Spec, dumps, load
 from recsys.spec.records import Balancing, Gate, Ple, Ranking, Variant
+from training.checkpoints import Store
 from training.gate import Promote, Reject
 from training.publishing import versions
 
@@ -194,8 +196,64 @@ def test_an_unfinished_run_is_resumed_only_when_asked(features: Path, tmp_path: 
     assert "--resume" in error.value.fix and "another output folder" in error.value.fix
     with pytest.raises(UserError, match="begun with another spec"):
         training.train(small_spec(max_steps=6), features, tmp_path / "run", resume=True)
+    for name in (".rows-a", ".export.a.partial", ".export.old-a", "refit/.step-00000005.a.partial"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+    (tmp_path / "run" / ".run.json.1.partial").write_text("{")
+    (tmp_path / "run" / "checkpoints" / "step-00000005").rename(
+        tmp_path / "run" / "checkpoints" / ".step-00000005.old-a"
+    )
     manifest = training.train(spec, features, tmp_path / "run", resume=True)
     assert manifest["trained"]["steps"] == 5
+    assert not [path for path in (tmp_path / "run").rglob(".*")]
+    # What had been moved aside for another was the only one.
+    assert Store(tmp_path / "run" / "checkpoints").names() == ["step-00000005"]
+
+
+def test_a_run_has_one_trainer(features: Path, tmp_path: Path) -> None:
+    run, refused = tmp_path / "run", []
+
+    def another(stage: str, *_: object) -> None:
+        if stage == "read" and not refused:
+            before = sorted(run.rglob("*"))
+            for resume in (True, False):
+                with pytest.raises(UserError, match="being trained already") as error:
+                    training.train(spec, features, run, resume=resume)
+                refused.append(error.value.found)
+            assert sorted(run.rglob("*")) == before
+
+    spec = small_spec(max_steps=2)
+    training.train(spec, features, run, progress=another)
+    assert len(refused) == 2 and refused[0].startswith(f"process {os.getpid()} on ")
+
+
+def test_a_run_that_was_killed_as_it_began_can_be_begun_again(
+    features: Path, run: Path, tmp_path: Path
+) -> None:
+    spec, begun, mine = small_spec(max_steps=2), tmp_path / "begun", tmp_path / "mine"
+    for folder in (begun, mine):
+        folder.mkdir()
+        (folder / ".spec.yaml.1.partial").write_text("na")
+        (folder / "spec.yaml").write_text("name: mine")
+    (begun / ".lock").touch()
+    training.train(spec, features, begun, resume=True)
+    assert load(begun / "spec.yaml") == spec and not list(begun.glob(".*"))
+    with pytest.raises(UserError, match="is no run"):
+        training.train(spec, features, mine)
+    assert (mine / "spec.yaml").read_text() == "name: mine"
+    (mine / "spec.yaml").write_text(dumps(spec))
+    training.train(spec, features, mine)
+
+
+@pytest.mark.parametrize("record", ["[]", "{}", "3"])
+def test_a_damaged_record_is_refused_before_it_is_trained_on(
+    features: Path, run: Path, tmp_path: Path, record: str
+) -> None:
+    unfinished = Path(shutil.copytree(run, tmp_path / "run"))
+    (unfinished / "manifest.json").unlink()
+    (unfinished / "run.json").write_text(record)
+    with pytest.raises(UserError, match="record of a run is damaged") as error:
+        training.train(small_spec(), features, unfinished, resume=True)
+    assert error.value.where == str(unfinished / "run.json") and error.value.found
 
 
 def _with_manifest(folder: Path, **changes: Any) -> Path:
@@ -286,8 +344,6 @@ def _gated(spec: Spec, **gate: float) -> Spec:
 def test_a_gate_refuses_with_numbers_unless_forced(
     run: Path, tested: dict[str, Any], tmp_path: Path
 ) -> None:
-    from recsys.spec import dumps
-
     strict = _twin(run, tmp_path, "strict")
     (strict / "spec.yaml").write_text(dumps(_gated(small_spec(), min_auc=0.99)))
     decision = training.publish(strict, tmp_path / "models")
@@ -350,7 +406,6 @@ def test_kinds_of_networks_count_as_validation_says(features: Path, tmp_path: Pa
     import tensorflow as tf
 
     from recsys.model import build
-    from training.checkpoints import Store
     from training.evaluation import load_numeric
     from training.input import load_rows, open_split
     from training.loop import CHECKPOINTS
