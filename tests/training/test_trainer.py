@@ -394,6 +394,30 @@ def test_a_damaged_version_is_published_again(
     )
 
 
+def test_a_damaged_export_is_not_published(
+    run: Path, tested: dict[str, Any], tmp_path: Path
+) -> None:
+    twin = _twin(run, tmp_path, "twin")
+    next((twin / "export" / "variables").glob("*.data-*")).write_bytes(b"")
+    with pytest.raises(UserError, match="cannot be loaded") as caught:
+        training.publish(twin, tmp_path / "models", force=True)
+    assert caught.value.where == str(twin / "export")
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("text", ["null", '"a"', "[1]", "{", ""])
+def test_a_damaged_last_version_is_passed_over(
+    run: Path, tested: dict[str, Any], tmp_path: Path, text: str
+) -> None:
+    models = tmp_path / "models"
+    (models / "4").mkdir(parents=True)
+    (models / ".last_version").write_text(text)
+    killed = models / ".publish-a.partial"
+    killed.mkdir()
+    assert training.publish(run, models, force=True).version == 5
+    assert (models / ".last_version").read_text() == "5\n" and not killed.exists()
+
+
 def test_a_run_without_an_export_is_refused(run: Path, tmp_path: Path) -> None:
     twin = _twin(run, tmp_path, "twin")
     shutil.rmtree(twin / "export")
