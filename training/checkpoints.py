@@ -20,6 +20,7 @@ from typing import Any
 
 from recsys.artifacts import read_json, write_folder, write_json
 from recsys.errors import UserError, first_line
+from training.writing import writing
 
 _LOG = logging.getLogger(__name__)
 _NAME = re.compile(r"^step-(\d{8,})$")
@@ -88,10 +89,15 @@ class Store:
         return sorted(found, key=lambda name: int(name.removeprefix("step-")))
 
     def save(self, model: Any, position: Position) -> None:
-        """Write a checkpoint, and prune."""
+        """Write a checkpoint, and prune.
+
+        Raises:
+            OSError: There is no space, or no permission.
+        """
         import tensorflow as tf
 
-        with write_folder(self.folder / position.checkpoint, replace=True) as aside:
+        path = self.folder / position.checkpoint
+        with writing(path), write_folder(path, replace=True) as aside:
             tf.train.Checkpoint(model=model).write(str(aside / "state"))
             write_json(aside / _POSITION, asdict(position))
         self._prune(position)

@@ -37,6 +37,7 @@ from training.input import (
     open_raw,
     open_split,
     read_columns,
+    require_split,
     to_numpy,
 )
 from training.scoring import SCORE_BATCH, measure
@@ -69,6 +70,7 @@ def evaluate(
         UserError: The run is unfinished, or the examples are of another spec, damaged, or of a
             validation split that the run was trained anew on.
     """
+    require_split(split)
     run = Path(run)
     manifest = read_manifest(run, "run")
     spec = load(run / "spec.yaml")

@@ -32,6 +32,7 @@ from training.order import Plan, make_plan
 from training.profile import FILE, Profiler
 from training.progress import Progress, silent
 from training.scoring import score_rows, validate
+from training.writing import writing
 
 LOOK_EVERY = 50
 """Steps between looks at the losses: each look waits for the device, and for all workers."""
@@ -510,11 +511,12 @@ class _Loop:
         import tensorflow as tf
 
         if self._chief:
-            with self._writers[split].as_default(step):
-                for name, value in values.items():
-                    if value is not None:
-                        tf.summary.scalar(name, value)
-            self._writers[split].flush()
+            with writing(self._job.run / "logs" / split):
+                with self._writers[split].as_default(step):
+                    for name, value in values.items():
+                        if value is not None:
+                            tf.summary.scalar(name, value)
+                self._writers[split].flush()
 
     def _warn(self, text: str) -> None:
         self._progress("warning", 0, 1, text)
