@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -18,7 +19,7 @@ from typing import Any
 
 from recsys.artifacts import read_json, write_json
 from recsys.cores import cores_at_hand
-from recsys.errors import UserError, first_line
+from recsys.errors import UserError, first_line, of_system
 from training.loop import Job, StoppedError, fit
 from training.progress import FOLDER, Progress, ProgressFile, Relay
 
@@ -157,9 +158,12 @@ def _worker(config: dict[str, Any]) -> None:
             gc.collect()  # The model, whose memory the next one needs.
             # Here, where the workers have started. Ray is told nothing: its record is of `job`.
             each(job.again(position))
-    except UserError as error:
+    except (UserError, OSError) as error:
+        fault = error if isinstance(error, UserError) else of_system(error, job.run)
+        if fault is None:
+            raise
         path = job.run / FOLDER / _FAULT.format(rank)
-        write_json(path, {"message": error.message, **error.fields()})
+        write_json(path, {"message": fault.message, **fault.fields()})
         # Where one worker alone stops, the others wait for it until Ray ends them.
         if not isinstance(error, StoppedError):
             raise
@@ -230,7 +234,11 @@ def _ray(address: str | None, workers: int, verbose: bool) -> Iterator[None]:
     try:
         # Ray prints what its daemons say; standard output belongs to the caller's result.
         with _quiet_loggers(verbose), contextlib.redirect_stdout(sys.stderr):
+            before = signal.getsignal(signal.SIGTERM)
             _start_ray(address, options)
+            # Ray's own handler prints the stacks of native code, and aborts.
+            if callable(before) and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)
             yield
     finally:
         ray.shutdown()

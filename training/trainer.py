@@ -34,6 +34,7 @@ from training.progress import FOLDER, Progress, silent
 from training.scoring import answered, score_rows
 from training.warm_start import check_source, seen_validation, start_from
 from training.weighing import weigh_kinds
+from training.writing import writing
 
 RECORD = "run.json"
 """Id of a run, and what it starts from, written before it trains."""
@@ -125,28 +126,45 @@ def train(
     with sole_trainer(run):
         record = _open_run(spec, run, resume, start, manifest)
         job = Job(spec, features, run, eager=eager, profile=profile)
-        # Before the workers start, so that each finds it as it would find any checkpoint.
-        if "warm_start" in record and not Store(run / job.checkpoints).names():
-            record = _start_from(job, record, manifest["tables"], tell)
-        job = replace(job, past_steps=_past_steps(record))
-
-        if workers:
-            from training.launch import fit_on_ray
-
-            fit_on_ray(job, workers, gpu=gpu, address=ray_address, progress=tell)
-
-        def fitted(job: Job) -> Any:
-            return None if workers else fit(job, progress=tell)[0]
-
-        settled = _settle(job, fitted(job), manifest["tables"], tell)
-        if spec.train.refit:
-            again = job.again(settled.position)
-            _export_refit(again, fitted(again), manifest["tables"], settled, tell)
-        write_manifest(run, "run", *_content(job, record, workers, settled, manifest))
-        shutil.rmtree(run / FOLDER, ignore_errors=True)
-        _remove_leftovers(run)
+        try:
+            _train(job, record, manifest, workers, gpu, ray_address, tell)
+        finally:
+            # Workers may have been killed.
+            _remove_leftovers(run)
     tell("finish", 5, 5, "done")
     return read_manifest(run, "run")
+
+
+def _train(
+    job: Job,
+    record: dict[str, Any],
+    features: dict[str, Any],
+    workers: int,
+    gpu: bool,
+    ray_address: str | None,
+    tell: Progress,
+) -> None:
+    """Make a run that is begun a finished one."""
+    run, tables = job.run, features["tables"]
+    # Before the workers start, so that each finds it as it would find any checkpoint.
+    if "warm_start" in record and not Store(run / job.checkpoints).names():
+        record = _start_from(job, record, tables, tell)
+    job = replace(job, past_steps=_past_steps(record))
+
+    if workers:
+        from training.launch import fit_on_ray
+
+        fit_on_ray(job, workers, gpu=gpu, address=ray_address, progress=tell)
+
+    def fitted(job: Job) -> Any:
+        return None if workers else fit(job, progress=tell)[0]
+
+    settled = _settle(job, fitted(job), tables, tell)
+    if job.spec.train.refit:
+        again = job.again(settled.position)
+        _export_refit(again, fitted(again), tables, settled, tell)
+    write_manifest(run, "run", *_content(job, record, workers, settled, features))
+    shutil.rmtree(run / FOLDER, ignore_errors=True)
 
 
 def _start_from(
@@ -375,7 +393,8 @@ def _export_refit(
 def _export(job: Job, model: Any, calibrations: dict[str, Any]) -> None:
     from recsys.export import export
 
-    with write_folder(job.run / EXPORT, replace=True) as folder:
+    path = job.run / EXPORT
+    with writing(path), write_folder(path, replace=True) as folder:
         export(model, job.spec, job.features / "transform", folder, calibrations)
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,8 @@ from recsys.spec.records import Balancing, Gate, Ple, Ranking, Variant
 from training.checkpoints import Store
 from training.gate import Promote, Reject
 from training.publishing import versions
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.long
 
@@ -254,6 +259,45 @@ def test_a_damaged_record_is_refused_before_it_is_trained_on(
     with pytest.raises(UserError, match="record of a run is damaged") as error:
         training.train(small_spec(), features, unfinished, resume=True)
     assert error.value.where == str(unfinished / "run.json") and error.value.found
+
+
+@pytest.mark.parametrize("dim", [4, 256])
+def test_a_full_disk_is_said(features: Path, tmp_path: Path, dim: int) -> None:
+    # With few weights the export is the first file that is too large, with many a checkpoint.
+    done = subprocess.run(
+        [sys.executable, "-B", "-m", "infra.cli", "train", features / "spec.yaml", "--features",
+         features, "--output", tmp_path / "run", "--set", f"model.dim={dim}"],
+        capture_output=True, text=True, cwd=ROOT,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
+    )  # fmt: skip
+    assert done.returncode == 1
+    path = tmp_path / "run" / ("export" if dim == 4 else "checkpoints/step-00000031")
+    assert f"File too large\n  where:    {path}\n" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and not path.exists()
+    assert not [path for path in (tmp_path / "run").rglob(".*")]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_sigterm_ends_a_training_that_can_go_on(
+    features: Path, tmp_path: Path, workers: int
+) -> None:
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "infra.cli", "train", features / "spec.yaml", "--features",
+         features, "--output", run, "--workers", str(workers), "--set", "train.epochs=1000",
+         "--set", "train.early_stopping.patience=1000"],
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if line.startswith("train:"):
+            process.terminate()
+    assert process.wait() == 143, "".join(lines)
+    assert lines[-1] == "error: Interrupted. An unfinished training goes on with --resume.\n"
+    assert not [path for path in run.iterdir() if path.name.startswith((".rows", ".lock"))]
+    assert not [line for line in lines if "SIGTERM" in line]
 
 
 def _with_manifest(folder: Path, **changes: Any) -> Path:
