@@ -120,7 +120,8 @@ def run_all(
         stages.done("evaluate", keys["evaluate"])
     decision = stages.result("publish")
     # The folder may have been moved since: where the version lies is known by its number.
-    if stages.stale("publish", keys["publish"], _version(models, decision) / MANIFEST):
+    version = _version(models, decision) / MANIFEST
+    if stages.stale("publish", keys["publish"], version, force):
         decision = decision_json(gate(run, models, force))
         if decision["published"]:
             made = read_json(_version(models, decision) / MANIFEST)
@@ -146,14 +147,14 @@ class _Stages:
         self._state: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         self.skipped: list[str] = []
 
-    def stale(self, stage: str, key: str, output: Path) -> bool:
-        """Whether the stage must run; says so either way.
+    def stale(self, stage: str, key: str, output: Path, force: bool = False) -> bool:
+        """Whether the stage must run, be it by force; says so either way.
 
         Features and a version must be those that the stage made: another command may have
         written there.
         """
         state = self._state.get(stage, {})
-        fresh = state.get("key") == key and output.exists()
+        fresh = not force and state.get("key") == key and output.exists()
         if fresh and stage in ("features", "publish"):
             fresh = _made(read_json(output)) == state.get("made")
         if fresh:
