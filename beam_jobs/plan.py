@@ -27,7 +27,10 @@ from recsys.schema import (
     USER_KEY,
     WEIGHT,
     RawColumn,
+    counted_by,
+    is_own_id,
     label_column,
+    only_counted_by,
     raw_columns,
     separators,
 )
@@ -130,7 +133,10 @@ class Plan:
     def by(self, counter: Feature) -> tuple[By, ...]:
         """The columns of a counter, named as the spec names them."""
         assert isinstance(counter.encode, Counter)
-        return tuple(By(name, raw(_by_column(self.spec, name))) for name in counter.encode.by)
+        columns = counted_by(self.spec)[counter.name]
+        return tuple(
+            By(name, raw(column)) for name, column in zip(counter.encode.by, columns, strict=True)
+        )
 
 
 def plan_of(spec: Spec) -> Plan:
@@ -143,7 +149,7 @@ def plan_of(spec: Spec) -> Plan:
     tasks |= {f.encode.action for f in histories}  # type: ignore[union-attr]
     return Plan(
         spec=spec,
-        impressions=_impressions(spec, read, counters),
+        impressions=_impressions(spec, read),
         actions={name: _action(spec, name) for name in spec.data.actions},
         tables={
             owner: _table(spec, owner, [c for c in read if _lives_in(spec, c) == owner])
@@ -166,16 +172,9 @@ def _lives_in(spec: Spec, column: RawColumn) -> str:
     if column.owner == "context":
         return "impressions"
     table = getattr(spec.data.tables, column.owner)
-    if table is None or _is_id(spec, column):
+    if table is None or is_own_id(spec, column):
         return "impressions"
     return column.owner
-
-
-def _is_id(spec: Spec, column: RawColumn) -> bool:
-    """Whether the column is the owner's id, which the impressions hold also where no table does."""
-    table = getattr(spec.data.tables, column.owner)
-    names = {getattr(spec.data.keys, column.owner)} | ({table.key} if table else set())
-    return column.name in names
 
 
 def _text_or_number(spec: Spec, column: RawColumn, source: str) -> Field:
@@ -194,14 +193,7 @@ def _is_coarse(spec: Spec) -> bool:
     return time.format is not None and not any(f"%{part}" in time.format for part in "HIcsTXR")
 
 
-def _by_column(spec: Spec, name: str) -> str:
-    for feature in spec.features:
-        if feature.name == name and feature.encode.kind not in ("counter", "history"):
-            return feature.raw
-    return name
-
-
-def _impressions(spec: Spec, read: list[RawColumn], counters: tuple[Feature, ...]) -> Source:
+def _impressions(spec: Spec, read: list[RawColumn]) -> Source:
     data, keys = spec.data, spec.data.keys
     fields = [Field(USER, keys.user, "key"), Field(ITEM, keys.item, "key")]
     if keys.request:
@@ -228,18 +220,11 @@ def _impressions(spec: Spec, read: list[RawColumn], counters: tuple[Feature, ...
             )
     for column in read:
         if _lives_in(spec, column) == "impressions":
-            own = column.owner != "context" and _is_id(spec, column)
+            own = is_own_id(spec, column)
             source = getattr(keys, column.owner) if own else column.name
             fields.append(_text_or_number(spec, column, source))
     # A counter may count by a column that is no feature; then the impressions hold it.
-    known_names = {column.name for column in read}
-    for counter in counters:
-        assert isinstance(counter.encode, Counter)
-        for name in counter.encode.by:
-            column_name = _by_column(spec, name)
-            if column_name not in known_names:
-                known_names.add(column_name)
-                fields.append(Field(raw(column_name), column_name, "text"))
+    fields += [Field(raw(name), name, "text") for name in only_counted_by(spec)]
     return Source("impressions", data.impressions.path, tuple(fields), _is_coarse(spec))
 
 

@@ -31,7 +31,13 @@ EXIT_INTERRUPTED = 130
 """What Typer ends with by itself on an interruption."""
 
 SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="The spec, a YAML file.")]
-Input = Annotated[Path, typer.Option("--input", help="Raw logs: a folder, or one table's file.")]
+Input = Annotated[
+    Path, typer.Option("--input", metavar="IN", help="Raw logs: a folder, or one table's file.")
+]
+FeaturesFolder = Annotated[
+    Path, typer.Option("--features", metavar="FEATURES", help="Folder of `recsys features`.")
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -46,7 +52,18 @@ Workers = Annotated[
 ]
 Gpu = Annotated[bool, typer.Option("--gpu", help="Give each worker a GPU.")]
 RayAddress = Annotated[
-    str | None, typer.Option("--ray-address", help="A running Ray cluster; default: a local one.")
+    str | None,
+    typer.Option(
+        "--ray-address", metavar="ADDRESS", help="A running Ray cluster; default: a local one."
+    ),
+]
+RunFeatures = Annotated[
+    Path | None,
+    typer.Option(
+        "--features",
+        metavar="FEATURES",
+        help="Folder of `recsys features`; default: the run's own.",
+    ),
 ]
 Force = Annotated[
     bool,
@@ -110,7 +127,7 @@ def root(
 
 @app.command()
 def simulate(
-    out: Annotated[Path, typer.Argument(help="Folder to write the world into.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write the world into.")],
     rows: Annotated[int, typer.Option(min=100, help="Impressions.")] = 200_000,
     seed: Annotated[int, typer.Option(help="Same seed, same world.")] = 0,
     days: Annotated[int, typer.Option(min=3, help="Days, from 2026-01-01.")] = 10,
@@ -174,24 +191,39 @@ app.add_typer(spec_app, name="spec")
 
 @spec_app.command("infer")
 def spec_infer(
-    table: Annotated[Path, typer.Argument(help="One table, one row an impression.")],
+    table: Annotated[
+        Path, typer.Argument(metavar="TABLE", help="One table, one row an impression.")
+    ],
     output: Annotated[
-        Path | None, typer.Option(help="File to write; default: standard output.")
+        Path | None, typer.Option(metavar="SPEC", help="File to write; default: standard output.")
     ] = None,
-    user: Annotated[str | None, typer.Option(help="The user's column; default: by name.")] = None,
-    item: Annotated[str | None, typer.Option(help="The item's column; default: by name.")] = None,
-    time: Annotated[str | None, typer.Option(help="The time's column; default: by name.")] = None,
+    user: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="The user's column; default: by name.")
+    ] = None,
+    item: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="The item's column; default: by name.")
+    ] = None,
+    time: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="The time's column; default: by name.")
+    ] = None,
     request: Annotated[
         str | None,
-        typer.Option(help="The column of what was shown together; default: by name."),
+        typer.Option(
+            metavar="COLUMN", help="The column of what was shown together; default: by name."
+        ),
     ] = None,
     label: Annotated[
         list[str] | None,
-        typer.Option(help="A label's column, 0 and 1; may be given again. Default: by name."),
+        typer.Option(
+            metavar="COLUMN",
+            help="A label's column, 0 and 1; may be given again. Default: by name.",
+        ),
     ] = None,
 ) -> None:
     """Write a spec by looking at a table: keys, labels, time, encodings."""
-    from infra.infer import infer
+    from infra.infer import look_over
+    from infra.report import show_inferred
+    from infra.roles import Named
     from recsys.artifacts import write_text
     from recsys.spec import loads
 
@@ -201,12 +233,13 @@ def spec_infer(
             where=str(output),
             fix="Name another file, or remove this one.",
         )
-    text = infer(table, user=user, item=item, time=time, request=request, labels=label or ())
-    loads(text, str(output or "the inferred spec"))
+    found = look_over(table, Named(user, item, time, request, label or ()), output)
+    spec = loads(found.text, str(output or "the inferred spec"))
     if output is None:
-        print(text, end="")
+        print(found.text, end="")
     else:
-        write_text(output, text)
+        write_text(output, found.text)
+        show_inferred(spec, found, table, output)
 
 
 @app.command(
@@ -216,7 +249,9 @@ def features(
     ctx: typer.Context,
     spec: SpecPath,
     input: Input,
-    output: Annotated[Path, typer.Option(help="Folder to write the features into.")],
+    output: Annotated[
+        Path, typer.Option(metavar="FEATURES", help="Folder to write the features into.")
+    ],
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
@@ -231,8 +266,8 @@ def features(
 @app.command()
 def train(
     spec: SpecPath,
-    features: Annotated[Path, typer.Option(help="Folder of `recsys features`.")],
-    output: Annotated[Path, typer.Option(help="Folder of the run.")],
+    features: FeaturesFolder,
+    output: Annotated[Path, typer.Option(metavar="RUN", help="Folder of the run.")],
     workers: Workers = 0,
     gpu: Gpu = False,
     ray_address: RayAddress = None,
@@ -272,22 +307,28 @@ def train(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
-    champion: Annotated[Path | None, typer.Option(help="Run or version to compare with.")] = None,
+    run: RunFolder,
+    split: Annotated[
+        str, typer.Option(metavar="SPLIT", help="train, validation or test.")
+    ] = "test",
+    features: RunFeatures = None,
+    champion: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Run or version to compare with.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a run's exported model on a split."""
     from infra.report import show_metrics
     from infra.stages import measure
 
-    _result(measure(run, split, champion), as_json, show_metrics)
+    _result(measure(run, split, features, champion), as_json, show_metrics)
 
 
 @app.command()
 def publish(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    models: Annotated[Path, typer.Option(help="Folder of published versions.")],
+    run: RunFolder,
+    models: Annotated[Path, typer.Option(metavar="MODELS", help="Folder of published versions.")],
+    features: RunFeatures = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -295,7 +336,7 @@ def publish(
     from infra.report import decision_json, show_decision
     from infra.stages import gate
 
-    decision = gate(run, models, force)
+    decision = gate(run, models, force, features)
     _result(decision_json(decision), as_json, show_decision)
     if not decision_json(decision)["published"]:
         raise typer.Exit(EXIT_REFUSED)
@@ -306,11 +347,10 @@ def convert(
     model: Annotated[
         Path, typer.Argument(metavar="RUN", help="Folder of a run, or of a published version.")
     ],
-    output: Annotated[Path, typer.Option(help="Folder to write the LiteRT model into.")],
-    features: Annotated[
-        Path | None,
-        typer.Option(help="Folder of `recsys features`; default: the run's own."),
-    ] = None,
+    output: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Folder to write the LiteRT model into.")
+    ],
+    features: RunFeatures = None,
     as_json: AsJson = False,
 ) -> None:
     """Convert a model to LiteRT for a device, checked against the SavedModel."""
@@ -322,9 +362,11 @@ def convert(
 
 @app.command()
 def serve(
-    models: Annotated[Path, typer.Argument(help="Folder of published versions.")],
-    features: Annotated[Path, typer.Option(help="Folder of `recsys features`.")],
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    models: Annotated[Path, typer.Argument(metavar="MODELS", help="Folder of published versions.")],
+    features: FeaturesFolder,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8501,
     engine: Annotated[Engine, typer.Option(help="One process, or Ray Serve.")] = Engine.local,
     replicas: Annotated[int, typer.Option(min=1, help="Processes under --engine ray.")] = 1,
@@ -345,6 +387,8 @@ def serve(
             fix="Add --engine ray, or leave them out.",
             exit_code=EXIT_WRONG_USE,
         )
+    # Until TensorFlow is there, nobody else has a word to say.
+    _say("starting TensorFlow")
     from infra.quiet import load_tensorflow
     from serving import log_to_stderr
     from serving import serve as run
@@ -365,8 +409,12 @@ def serve(
 
 @app.command()
 def rank(
-    request: Annotated[Path, typer.Argument(help="The request, a JSON file; - reads stdin.")],
-    url: Annotated[str, typer.Option(help="Where the service listens.")] = "http://127.0.0.1:8501",
+    request: Annotated[
+        Path, typer.Argument(metavar="REQUEST", help="The request, a JSON file; - reads stdin.")
+    ],
+    url: Annotated[
+        str, typer.Option(metavar="URL", help="Where the service listens.")
+    ] = "http://127.0.0.1:8501",
     as_json: AsJson = False,
 ) -> None:
     """Send one request to a running service and print the ranked items."""
@@ -386,7 +434,9 @@ def rank(
 def run(
     spec: SpecPath,
     input: Input,
-    output: Annotated[Path, typer.Option(help="Folder for features, runs and models.")],
+    output: Annotated[
+        Path, typer.Option(metavar="OUT", help="Folder for features, runs and models.")
+    ],
     workers: Workers = 0,
     gpu: Gpu = False,
     ray_address: RayAddress = None,
@@ -416,7 +466,9 @@ def run(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Argument(help="Folder for everything.")] = Path("demo"),
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for everything.")] = Path(
+        "demo"
+    ),
     rows: Annotated[int, typer.Option(min=5000, help="Impressions to simulate.")] = 200_000,
     workers: Workers = 2,
 ) -> None:

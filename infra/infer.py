@@ -11,6 +11,7 @@ item, their kinds and pairs of these.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from infra.leaks import FEWEST, Truth, late, truths
 from infra.roles import Named, Roles, is_label_like, roles, tasks
 from infra.splits import split
 from infra.tables import Column, label, look, read, sample
-from infra.writing import TRAIN, TREES, counters, embedded, encodings, feature, model, quoted
+from infra.writing import TRAIN, counters, embedded, encodings, feature, model, quoted
 from recsys.schema import RESERVED
 from recsys.spec.names import Names
 
@@ -42,6 +43,23 @@ FEW_TIMES = {"number": 31, "text": 12}
 """Values up to which a column that is named like a time is a category, such as the hour."""
 
 
+@dataclass(frozen=True)
+class Inferred:
+    """A spec's text for a table, and the names of the table's columns."""
+
+    text: str
+    columns: list[str]
+
+
+def commands(table: Path, spec: Path | None) -> list[str]:
+    """What to run once a spec has been looked over; `SPEC` stands for one without a file."""
+    file = "SPEC" if spec is None else shlex.quote(str(spec))
+    return [
+        f"recsys check {file}",
+        f"recsys run {file} --input {shlex.quote(str(table))} --output out",
+    ]
+
+
 def infer(
     path: Path,
     *,
@@ -51,7 +69,7 @@ def infer(
     request: str | None = None,
     labels: Sequence[str] = (),
 ) -> str:
-    """A spec's text for one table, one row an impression.
+    """As `look_over`, the spec's text alone.
 
     Args:
         path: A CSV or Parquet file.
@@ -60,9 +78,20 @@ def infer(
         time: The time's column.
         request: The column of the request, whose rows were shown together.
         labels: The columns of the labels, 0 and 1 each.
+    """
+    return look_over(path, Named(user, item, time, request, labels)).text
+
+
+def look_over(path: Path, named: Named, output: Path | None = None) -> Inferred:
+    """A spec for one table, one row an impression.
+
+    Args:
+        path: A CSV or Parquet file.
+        named: Columns whose part is known; the others' is told by name and content.
+        output: Where the spec is to lie, for the commands at its head.
 
     Returns:
-        YAML, with a comment for each choice.
+        YAML, with a comment for each choice, and the table's columns.
 
     Raises:
         UserError: The table cannot be read, a named column is not in it or is no label, key,
@@ -71,7 +100,7 @@ def infer(
     whole = read(path)
     # Whose a column is and what it holds shows in some rows; days, ids and labels take all of them.
     table, columns = look(sample(whole.table, SAMPLE_ROWS), whole.table, whole.is_csv)
-    found = roles(path, whole, table, columns, Named(user, item, time, request, labels))
+    found = roles(path, whole, table, columns, named)
     likely = [c for c in columns if c.binary and (c in found.labels or c in found.label_like)]
     known = {c.name: label(whole.table, c) for c in likely}
     chosen, nested_notes = tasks({c.name: known[c.name] for c in found.labels})
@@ -95,7 +124,7 @@ def infer(
         }
         encoded += counters(found.user, found.item, kinds, names, task_names, left_out)
     lines = [
-        f"# Written by `recsys spec infer {path.name}`; look it over, then: recsys run",
+        *_head(path, output),
         f"name: {quoted(names.allowed(path.stem))}",
         "data:",
         f"  impressions: {quoted(path.name)}",
@@ -139,10 +168,20 @@ def infer(
             + "}"
         )
     # Trees do not read the keys' own ids; where there is nothing else, there are none.
-    text = "\n".join(lines) + "\n" + model(count) + (TREES if _any(encoded, found.place) else "")
+    text = "\n".join(lines) + "\n" + model(count, trees=_any(encoded, found.place))
     if found.place:
         text += f"  position: {quoted(names.of[found.place.name])}\n"
-    return text + TRAIN
+    return Inferred(text + TRAIN, whole.table.column_names)
+
+
+def _head(table: Path, spec: Path | None) -> list[str]:
+    """Where the spec comes from, and what to do with it."""
+    lines = [
+        f"# Written by `recsys spec infer {table.name}`; look it over, then:",
+        *(f"#   {command}" for command in commands(table, spec)),
+    ]
+    # A path may hold what ends a comment.
+    return ["".join(c if c.isprintable() else "?" for c in line) for line in lines]
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from recsys.schema import conditional_name
 from training.gate import Decision, Reject
 
+if TYPE_CHECKING:
+    from infra.infer import Inferred
+    from recsys.spec.records import Spec
+
+MOST_NAMED = 8
+"""Names of columns that are printed of many."""
 COLUMNS = ("auc", "gauc", "log_loss", "normalized_entropy", "ece")
 REGRESSION_COLUMNS = ("mae", "rmse", "r2")
 SHORT = {"normalized_entropy": "NE", "log_loss": "loss", "positives": "pos."}
@@ -20,6 +27,10 @@ SHORT = {"normalized_entropy": "NE", "log_loss": "loss", "positives": "pos."}
 
 def _number(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else "-" if value is None else f"{value:,}"
+
+
+def _heading(metric: str) -> str:
+    return SHORT.get(metric, metric.replace("_", " "))
 
 
 def show(table: Table) -> None:
@@ -37,11 +48,11 @@ def metrics_table(metrics: Mapping[str, Any], title: str) -> Table:
     table = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True)
     table.add_column("task", no_wrap=True)
     for name in ("rows", "positives", *columns):
-        table.add_column(SHORT.get(name, name.replace("_", " ")), justify="right", no_wrap=True)
+        table.add_column(_heading(name), justify="right", no_wrap=True)
     for name, values in tasks.items():
         rows = values.get("rows", metrics.get("rows"))
         table.add_row(
-            name.replace("_given_", " | "),
+            name,
             _number(rows),
             _number(values.get("positives")),
             *(_number(values.get(column)) for column in columns),
@@ -49,16 +60,51 @@ def metrics_table(metrics: Mapping[str, Any], title: str) -> Table:
     return table
 
 
+def comparison_tables(
+    tasks: Mapping[str, Mapping[str, Any]], champion: Mapping[str, Mapping[str, Any]]
+) -> list[Table]:
+    """Metrics by answer beside a champion's, and the difference: probabilities, then numbers."""
+    tables = []
+    for columns in (COLUMNS, REGRESSION_COLUMNS):
+        # The answers of this run first; those that the champion alone has after them.
+        both = {name: (tasks.get(name, {}), champion.get(name, {})) for name in (*tasks, *champion)}
+        names = [n for n, pair in both.items() if any(c in v for v in pair for c in columns)]
+        if not names:
+            continue
+        table = Table(box=box.SIMPLE_HEAD, collapse_padding=True)
+        table.add_column("task", no_wrap=True)
+        table.add_column("")
+        for column in columns:
+            table.add_column(_heading(column), justify="right", no_wrap=True)
+        for name in names:
+            own, other = both[name]
+            changes = [_difference(own.get(c), other.get(c)) for c in columns]
+            table.add_row(name, "this run", *(_number(own.get(c)) for c in columns))
+            table.add_row("", "champion", *(_number(other.get(c)) for c in columns))
+            table.add_row("", "difference", *changes, end_section=name != names[-1])
+        tables.append(table)
+    return tables
+
+
+def _difference(own: float | None, other: float | None) -> str:
+    return "-" if own is None or other is None else f"{own - other:+.4f}"
+
+
 def show_metrics(metrics: Mapping[str, Any]) -> None:
-    """Print the metrics of a split, its slices after it."""
+    """Print the metrics of a split, the champion's beside them, and its slices after them."""
     show(metrics_table(metrics, f"{metrics.get('split', 'test')}: {metrics['rows']:,} rows"))
+    champion = metrics.get("champion")
+    if champion:
+        print(f"champion: {champion['path']}, on {champion['rows']:,} rows")
+        for table in comparison_tables(metrics["tasks"], champion["tasks"]):
+            show(table)
     for feature, values in (metrics.get("slices") or {}).items():
         table = Table(title=f"AUC by {feature}", box=box.SIMPLE_HEAD)
         table.add_column(feature)
         table.add_column("rows", justify="right")
         names = list(metrics["tasks"])
         for name in names:
-            table.add_column(name.replace("_given_", " | "), justify="right")
+            table.add_column(name, justify="right")
         for value, part in values.items():
             table.add_row(
                 str(value),
@@ -66,6 +112,41 @@ def show_metrics(metrics: Mapping[str, Any]) -> None:
                 *(_number((part["tasks"].get(name) or {}).get("auc")) for name in names),
             )
         show(table)
+
+
+def show_inferred(spec: Spec, found: Inferred, table: Path, output: Path) -> None:
+    """Print what columns an inferred spec took for what, and what to run next."""
+    from beam_jobs.plan import plan_of
+    from infra.infer import commands
+    from recsys.spec.records import ColumnLabel
+
+    keys, time = spec.data.keys, spec.data.time
+    read = plan_of(spec).impressions.columns
+    left_out = [name for name in found.columns if name not in read]
+    counters = sum(feature.encode.kind == "counter" for feature in spec.features)
+    labels = {t.name: t.label.column for t in spec.tasks if isinstance(t.label, ColumnLabel)}
+    given = {t.name: f" (given {labels[t.given]})" if t.given else "" for t in spec.tasks}
+    print(f"spec of {table} in {output}")
+    for name, value in (
+        ("user", keys.user),
+        ("item", keys.item),
+        ("request", keys.request or "none"),
+        ("time", time.column if time else "none"),
+        ("labels", ", ".join(f"{column}{given[name]}" for name, column in labels.items())),
+        ("features", f"{len(spec.features)}" + f", {counters} of them counters" * bool(counters)),
+        ("left out", f"{_few(left_out)}; why is in the file" if left_out else "no column"),
+    ):
+        print(f"  {name:<9} {value}")
+    print("look it over, then:")
+    for command in commands(table, output):
+        print(f"  {command}")
+
+
+def _few(names: Sequence[str]) -> str:
+    """How many columns, and the names of the first."""
+    shown = ", ".join(names[:MOST_NAMED])
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return f"{len(names)} column{'s' * (len(names) > 1)}: {shown}{more}"
 
 
 def show_features(manifest: Mapping[str, Any], folder: Path) -> None:
@@ -89,9 +170,17 @@ def show_features(manifest: Mapping[str, Any], folder: Path) -> None:
 
 
 def counted(manifest: Mapping[str, Any]) -> list[str]:
-    """What a feature job counted, a line each."""
-    counts = _flat(manifest.get("counts", {}))
-    return [f"  {name}: {count:,}" for name, count in counts if count]
+    """What a feature job counted, a line each, and one for the days."""
+    counts = dict(manifest.get("counts", {}))
+    days: Mapping[str, int] = counts.pop("day", {})
+    lines = [f"  {name}: {count:,}" for name, count in _flat(counts) if count]
+    if days:
+        fewest, most = min(days, key=days.__getitem__), max(days, key=days.__getitem__)
+        lines.append(
+            f"  days: {len(days):,}, {min(days)} to {max(days)}; "
+            f"rows a day: {days[fewest]:,} ({fewest}) to {days[most]:,} ({most})"
+        )
+    return lines
 
 
 def _flat(counts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, int]]:
@@ -106,15 +195,45 @@ def _flat(counts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, int]]:
 
 
 def show_training(result: Mapping[str, Any], folder: Path) -> None:
-    """Print where a run lies and how it ended."""
-    validation = result.get("validation")
-    if validation:
-        show(metrics_table(validation, "validation"))
+    """Print what validation says of a run, what it started from, and where it lies."""
+    validation = result["validation"]
+    show(metrics_table(validation, f"validation: {validation['rows']:,} rows"))
+    if result["calibration"]:
+        show(_calibration_table(result["calibration"]))
+    print(best_epoch(result["trained"]))
     if result.get("warm_start"):
         show_warm_start(result["warm_start"])
     if "profile" in result:
         show_profile(result["profile"], folder)
     print(f"run in {folder}; TensorBoard: tensorboard --logdir {folder / 'logs'}")
+
+
+def best_epoch(trained: Mapping[str, Any]) -> str:
+    """Which epoch of a run was best, in words."""
+    best, epochs = trained["best_epoch"] + 1, trained["epochs"]
+    words = f"best epoch: {best} of {epochs}, validation score {trained['score']:.4f}"
+    again = trained.get("refit_epochs")
+    if again is None:
+        return words
+    # What is exported has seen the validation rows, on which nothing can be said of it.
+    return (
+        f"{words}\nthen trained anew for {again} epoch{'s' * (again > 1)} on training and "
+        "validation rows; what validation says is of the model before"
+    )
+
+
+def _calibration_table(report: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Calibration by task, of the rows that its own head speaks of."""
+    table = Table(title="calibration on validation", box=box.SIMPLE_HEAD)
+    table.add_column("task", no_wrap=True)
+    table.add_column("kind")
+    for name in ("ece before", "ece after", "loss before", "loss after"):
+        table.add_column(name, justify="right")
+    for task, found in report.items():
+        name = conditional_name(task, found["given"]) if found["given"] else task
+        numbers = ("ece_before", "ece_after", "log_loss_before", "log_loss_after")
+        table.add_row(name, found["kind"], *(_number(found[number]) for number in numbers))
+    return table
 
 
 def show_warm_start(record: Mapping[str, Any]) -> None:
@@ -166,7 +285,8 @@ def show_profile(found: Mapping[str, Any], folder: Path) -> None:
 def decision_json(decision: Decision) -> dict[str, Any]:
     """A gate's decision as JSON: `published`, `reasons` against it, and what it compared (`notes`).
 
-    A published one has `version` and `path` too.
+    A published one has `version` and `path` too, and `already`: whether it was published before,
+    so that nothing was done.
     """
     if isinstance(decision, Reject):
         return {"published": False, "reasons": list(decision.reasons), "notes": []}
@@ -174,6 +294,7 @@ def decision_json(decision: Decision) -> dict[str, Any]:
         "published": True,
         "version": decision.version,
         "path": str(decision.path),
+        "already": decision.already,
         "reasons": [],
         "notes": list(decision.notes),
     }
@@ -181,7 +302,9 @@ def decision_json(decision: Decision) -> dict[str, Any]:
 
 def show_decision(decision: Mapping[str, Any]) -> None:
     """Print a gate's decision with its reasons, and what it compared."""
-    if decision["published"]:
+    if decision.get("already"):
+        print(f"already published as version {decision['version']}: {decision['path']}")
+    elif decision["published"]:
         print(f"published version {decision['version']}: {decision['path']}")
     else:
         print("refused; nothing was published")

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from infra.owners import Groups, Owners, codes
-from infra.tables import Column, Read, label, missing
+from infra.tables import FEW_VALUES, Column, Read, label, missing
 from infra.times import Time, choose, holds_dates, texts
 from recsys.errors import EXIT_WRONG_USE, UserError
 
@@ -21,6 +21,8 @@ NO_REQUEST = 0.01
 """Rows without a request above which none is read: each would be a bad record."""
 MOST_PLACES = 1000
 """Places of a list that are told apart."""
+MOST_OFFERED = 3
+"""Columns whose names tell nothing that are offered as a key."""
 CHANCE = 10.0
 """-log of the chance that one label's 1s lie within another's, above which it was none."""
 
@@ -31,8 +33,11 @@ _LABELS = (
     r"add_to_cart|long_view|watch(ed)?|finish(ed)?|subscribed?|signup|sale|lead|label|target)"
     r"(_label)?"
 )
-_USER = r"user|user_?id|uid|customer|customer_?id|member_?id|visitor_?id"
-_ITEM = r"item|item_?id|iid|product|product_?id|video_?id|article_?id|ad_?id|doc_?id|sku|movie_?id"
+_KEYS = {
+    "user": r"user|user_?id|uid|customer|customer_?id|member_?id|visitor_?id",
+    "item": r"item|item_?id|iid|product|product_?id|video_?id|article_?id|ad_?id|doc_?id|sku|"
+    r"movie_?id",
+}
 _REQUESTS = (
     r"request|request_?id",
     r"search_?id|srch_?id|query_?id|impression_group",
@@ -101,8 +106,8 @@ def roles(path: Path, read: Read, table: pa.Table, columns: list[Column], named:
                 fix="Name one of these.",
                 exit_code=EXIT_WRONG_USE,
             )
-    user, user_notes = _key(columns, by_name.get(named.user or ""), _USER, "user", path)
-    item, item_notes = _key(columns, by_name.get(named.item or ""), _ITEM, "item", path)
+    user, user_notes = _key(table, columns, by_name.get(named.user or ""), "user", wanted, path)
+    item, item_notes = _key(table, columns, by_name.get(named.item or ""), "item", wanted, path)
     label_like = [c for c in columns if 1 <= c.known <= 2 and is_label_like(c)]
     chosen = [c for c in columns if c.name in named.labels]
     _require_roles(path, user, item, named, chosen)
@@ -165,14 +170,21 @@ def _is_place(column: Column, owners: Owners) -> bool:
 
 
 def _key(
-    columns: list[Column], named: Column | None, pattern: str, what: str, path: Path
+    table: pa.Table,
+    columns: list[Column],
+    named: Column | None,
+    what: str,
+    wanted: Sequence[str | None],
+    path: Path,
 ) -> tuple[Column, list[str]]:
     """A key's column: the usual name first, then that of an id, then that of the most values."""
     if named is not None:
         return named, []
-    found = [c for c in columns if re.fullmatch(pattern, c.snake)]
+    found = [c for c in columns if re.fullmatch(_KEYS[what], c.snake)]
     if not found:
-        near = [c.name for c in columns if c.snake.endswith("id") and _is_key(c)]
+        # To name a column for two things is refused, so those of another part are not offered.
+        free = [c for c in columns if c.name not in wanted]
+        near = [c.name for c in _key_like(free, what) if not holds_dates(table[c.name], c.name)]
         raise UserError(
             f"No {what} column was found.",
             where=str(path),
@@ -192,6 +204,17 @@ def _key(
         return chosen, []
     also = ", ".join(repr(c.name) for c in others)
     return chosen, [f"  # The {what} is {chosen.name!r}; {also} could be it: --{what} names it."]
+
+
+def _key_like(columns: list[Column], what: str) -> list[Column]:
+    """Columns that could be a key: those named like ids, or else names, then whole numbers."""
+    other = "|".join((_LABELS, _REQUEST, *(_KEYS[key] for key in _KEYS if key != what)))
+    likely = [
+        c for c in columns if _is_key(c) and not c.one_a_row and not re.fullmatch(other, c.snake)
+    ]
+    ids = [c for c in likely if c.snake.endswith("id")]
+    many = [c for c in likely if c.distinct > FEW_VALUES]
+    return ids or sorted(many, key=lambda c: (not c.name_like, -c.distinct))[:MOST_OFFERED]
 
 
 def _is_key(column: Column) -> bool:

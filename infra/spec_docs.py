@@ -16,9 +16,9 @@ HEADER = """# The spec
 Written from the records in `recsys/spec/records.py` by `python -m infra.spec_docs`.
 
 A record with a `kind` may be written as the bare kind where its other fields have defaults
-(`encode: vocabulary`), a log as its bare path, and a split without its kind. Unknown keys are
-faults; `recsys check SPEC` lists every fault at once, each with its line. After "none:" stands
-what holds where a field is left out.
+(`encode: vocabulary`), the impression log as its bare path, and a split without its kind. Unknown
+keys are faults; `recsys check SPEC` lists every fault at once, each with its line. After "none:"
+stands what holds where a field is left out.
 """
 
 

@@ -28,32 +28,43 @@ def make_features(
 
 
 def fit(spec: Spec, features: Path, output: Path, **options: Any) -> dict[str, Any]:
-    """Train; returns the run's manifest, and under `profile` what a profiled run found."""
+    """Train; returns the run's manifest, what validation says, and what a profiled run found.
+
+    `validation` are the metrics of what was exported (with `train.refit`, of the model before),
+    `calibration` the report by task, `profile` what bounds a run.
+    """
     load_tensorflow()
     from training import train
     from training.profile import FILE
 
     with Progress() as progress:
         manifest = train(spec, features, output, progress=progress, **options)
+    manifest["validation"] = read_json(output / "metrics-validation.json")
+    manifest["calibration"] = read_json(output / "calibration.json")
     if options.get("profile"):
         manifest["profile"] = read_json(output / FILE)
     return manifest
 
 
-def measure(run: Path, split: str = "test", champion: Path | None = None) -> dict[str, Any]:
+def measure(
+    run: Path,
+    split: str = "test",
+    features: Path | None = None,
+    champion: Path | None = None,
+) -> dict[str, Any]:
     """Evaluate a run; returns its metrics."""
     load_tensorflow()
     from training import evaluate
 
-    return evaluate(run, split, champion=champion)
+    return evaluate(run, split, features, champion)
 
 
-def gate(run: Path, models: Path, force: bool = False) -> Any:
+def gate(run: Path, models: Path, force: bool = False, features: Path | None = None) -> Any:
     """Publish a run, or refuse; returns the decision."""
     load_tensorflow()
     from training import publish
 
-    return publish(run, models, force=force)
+    return publish(run, models, force, features)
 
 
 def to_device(model: Path, output: Path, features: Path | None = None) -> dict[str, Any]:
@@ -83,7 +94,7 @@ def run_all(
     of its own for each spec and features, so an interrupted one is resumed and an earlier
     one is never overwritten.
     """
-    from infra.report import counted, decision_json
+    from infra.report import best_epoch, counted, decision_json
 
     output.mkdir(parents=True, exist_ok=True)
     stages = _Stages(output / STATE, say)
@@ -91,19 +102,22 @@ def run_all(
     keys = {"features": fingerprint([prints["features"], _listing(spec, input)])}
     keys["train"] = fingerprint([keys["features"], prints["model"]])
     keys["evaluate"] = fingerprint([keys["train"], prints["evaluate"]])
-    keys["publish"] = fingerprint([keys["evaluate"], prints["serve"]])
+    keys["publish"] = fingerprint([keys["evaluate"], prints["serve"], prints["gate"]])
     features, models = output / "features", output / "models"
     run = output / "runs" / keys["train"]
 
-    if stages.stale("features", keys["features"], features / MANIFEST):
+    # Rows that were few enough bad ones to go on with may be too many now.
+    judged = stages.result("features")
+    stricter = judged is not None and spec.data.bad_records < judged
+    if stages.stale("features", keys["features"], features / MANIFEST, again=stricter):
         made = make_features(spec, input, features)
-        stages.done("features", keys["features"], made)
+        stages.done("features", keys["features"], made, spec.data.bad_records)
         for line in counted(made):
             say(line)
         for warning in made.get("warnings", []):
             say(f"warning: {warning}")
     if stages.stale("train", keys["train"], run / MANIFEST):
-        fit(
+        fitted = fit(
             spec,
             features,
             run,
@@ -113,16 +127,17 @@ def run_all(
             resume=run.exists() and any(run.iterdir()),
         )
         stages.done("train", keys["train"])
-    # Slices and serving limits may have changed since; they are not trained.
+        say(best_epoch(fitted["trained"]))
+    # The gate, slices and serving limits may have changed since, and those of now count.
     write_text(run / "spec.yaml", dumps(spec))
     if stages.stale("evaluate", keys["evaluate"], run / "metrics.json"):
-        measure(run)
+        measure(run, features=features)
         stages.done("evaluate", keys["evaluate"])
     decision = stages.result("publish")
     # The folder may have been moved since: where the version lies is known by its number.
     version = _version(models, decision) / MANIFEST
-    if stages.stale("publish", keys["publish"], version, force):
-        decision = decision_json(gate(run, models, force))
+    if stages.stale("publish", keys["publish"], version, again=force):
+        decision = decision_json(gate(run, models, force, features))
         if decision["published"]:
             made = read_json(_version(models, decision) / MANIFEST)
             stages.done("publish", keys["publish"], made, decision)
@@ -147,14 +162,14 @@ class _Stages:
         self._state: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         self.skipped: list[str] = []
 
-    def stale(self, stage: str, key: str, output: Path, force: bool = False) -> bool:
-        """Whether the stage must run, be it by force; says so either way.
+    def stale(self, stage: str, key: str, output: Path, again: bool = False) -> bool:
+        """Whether the stage must run, as it must `again` in any case; says so either way.
 
         Features and a version must be those that the stage made: another command may have
         written there.
         """
         state = self._state.get(stage, {})
-        fresh = not force and state.get("key") == key and output.exists()
+        fresh = state.get("key") == key and output.exists() and not again
         if fresh and stage in ("features", "publish"):
             fresh = _made(read_json(output)) == state.get("made")
         if fresh:

@@ -17,9 +17,9 @@ MOST_CROSSED = 200
 0.001 of AUC for four times the training time (docs/benchmarks.md)."""
 
 _MODEL = """\
-# For tables of many numbers: {products},
-# weight decay and the mean of narrow networks. Three networks have dropout, one has none, and
-# boosted trees stand beside them: how much each kind counts for a task, validation says.
+# Narrow networks side by side, three with dropout and one without{trees}:
+# how much each kind counts for a task, validation says. They read
+# {products}.
 model:
   dim: 8
   interactions: {interactions}
@@ -30,7 +30,7 @@ model:
   members: 3
   variants: [{{members: 1, dropout: 0.0, embedding_dropout: 0.0}}]
 """
-TREES = "  trees: {}\n"
+_TREES = "  trees: {}\n"
 TRAIN = """\
 train:
   epochs: 3
@@ -47,15 +47,16 @@ def embedded(features: list[dict[str, Any]]) -> int:
     return sum(kind != "numeric" for kind in kinds)
 
 
-def model(embedded: int) -> str:
-    """The model's section, for that many features with embeddings."""
-    if embedded <= MOST_CROSSED:
-        return _MODEL.format(products="products of pairs", interactions="[fm, dot]")
-    pairs = embedded * (embedded - 1) // 2
-    return _MODEL.format(
-        products=f"the sum of the products of pairs (each of {pairs:,} alone takes long)",
-        interactions="[fm]",
-    )
+def model(embedded: int, trees: bool) -> str:
+    """The model's section, for that many features with embeddings, with boosted trees or not."""
+    products, interactions = "the dot product of each pair of features", "[fm, dot]"
+    if embedded > MOST_CROSSED:
+        pairs = embedded * (embedded - 1) // 2
+        products = f"the sum of all dot products of pairs (each of {pairs:,} alone takes long)"
+        interactions = "[fm]"
+    beside = ", and boosted trees beside them" if trees else ""
+    text = _MODEL.format(products=products, interactions=interactions, trees=beside)
+    return text + _TREES * trees
 
 
 def counters(

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from recsys.errors import UserError
+from recsys.spec import Spec, covered, differences, fingerprints, load
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -74,12 +75,19 @@ def write_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def put_in_place(aside: Path, path: Path) -> None:
-    """Rename a finished folder to `path`; what stood there goes only when the new one stands."""
+    """Rename a finished folder to `path`; what stood there goes only when the new one stands.
+
+    Between two renames nothing stands there; where the second fails, the old folder comes back.
+    """
     if path.exists():
         # A name that no earlier process took that was killed before it could clean up.
         old = path.with_name(f".{path.name}.old-{uuid.uuid4().hex[:8]}")
         os.rename(path, old)
-        os.rename(aside, path)
+        try:
+            os.rename(aside, path)
+        except BaseException:
+            os.rename(old, path)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     else:
         os.rename(aside, path)
@@ -289,19 +297,47 @@ def require_learned(
 
 
 def require_fingerprint(
-    manifest: Mapping[str, Any], section: str, expected: str, *, where: str | Path, fix: str
+    manifest: Mapping[str, Any], section: str, spec: Spec, *, where: str | Path, fix: str
 ) -> None:
-    """Refuse an artifact that was built from another spec.
+    """Refuse an artifact that was built from another spec, and name the fields that differ.
+
+    Args:
+        manifest: The artifact's.
+        section: One of those that `fingerprints` knows.
+        spec: The spec that it should have been built from.
+        where: The artifact's folder, with its own spec.
+        fix: What to do about it.
 
     Raises:
-        UserError: The manifest's fingerprint of the section is not the expected one.
+        UserError: The manifest's fingerprint of the section is not the spec's.
     """
-    found = manifest["fingerprints"].get(section)
-    if found != expected:
-        raise UserError(
-            f"This artifact was built from another spec: its `{section}` differ.",
-            where=str(where),
-            expected=f"{section} {expected}",
-            found=f"{section} {found}",
-            fix=fix,
-        )
+    expected, found = fingerprints(spec)[section], manifest["fingerprints"].get(section)
+    if found == expected:
+        return
+    path = Path(where) / "spec.yaml"
+    try:
+        named = differences(covered(spec)[section], covered(load(path))[section])
+    except UserError:
+        named = None
+    # The same fields had another fingerprint in an earlier release.
+    ours, theirs = named or (f"{section} {expected}", f"{section} {found}")
+    raise UserError(
+        f"This artifact was built from another spec: its `{section}` differ.",
+        where=str(path if named else where),
+        expected=ours,
+        found=theirs,
+        fix=fix,
+    )
+
+
+def versions(models: str | Path) -> list[int]:
+    """The versions that stand in a models folder, newest first: its subfolders named by a number.
+
+    Two names can say one number ("1" and "01"); only the plain one is a version.
+    """
+    try:
+        names = [path.name for path in Path(models).iterdir() if path.is_dir()]
+    except OSError:
+        return []
+    numbers = [int(name) for name in names if name.isdecimal() and name == str(int(name))]
+    return sorted(numbers, reverse=True)

@@ -16,6 +16,8 @@ from recsys.spec.records import Spec
 
 _TINY = 1e-12
 """Below any probability that a float32 sigmoid of a sane logit gives; keeps 0 / 0 at 0."""
+_LARGEST = 80.0
+"""Of a logarithm, so that no float32 answer is infinite: JSON has no number for that."""
 
 
 def probabilities(
@@ -36,7 +38,7 @@ def probabilities(
     for index, task in enumerate(spec.tasks):
         values = logits[:, index].astype(np.float64)
         if task.is_regression:
-            own[task.name] = np.expm1(values) if task.by_logarithm else values
+            own[task.name] = np.expm1(np.minimum(values, _LARGEST)) if task.by_logarithm else values
         else:
             calibration = (calibrations or {}).get(task.name) or Calibration()
             own[task.name] = calibration.apply(values)
@@ -61,7 +63,8 @@ class Outputs:
         for index, task in enumerate(self._spec.tasks):
             values = tf.cast(logits[:, index], tf.float32)
             if task.is_regression:
-                own[task.name] = tf.math.expm1(values) if task.by_logarithm else values
+                bounded = tf.minimum(values, _LARGEST)
+                own[task.name] = tf.math.expm1(bounded) if task.by_logarithm else values
             else:
                 own[task.name] = self._layers[task.name](values)
         return _answers(self._spec, own, tf)

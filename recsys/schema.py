@@ -174,6 +174,36 @@ def separators(spec: Spec) -> dict[str, str]:
     return lists
 
 
+def is_own_id(spec: Spec, column: RawColumn) -> bool:
+    """Whether a raw column of the user or the item is the id that these are looked up by."""
+    if column.owner == "context":
+        return False
+    table = getattr(spec.data.tables, column.owner)
+    names = {getattr(spec.data.keys, column.owner)} | ({table.key} if table else set())
+    return column.name in names
+
+
+def counted_by(spec: Spec) -> dict[str, tuple[str, ...]]:
+    """The counters, each with the raw columns, or columns of the impressions, that it counts by."""
+    sources = {
+        feature.name: feature.raw
+        for feature in spec.features
+        if feature.encode.kind not in ("counter", "history")
+    }
+    return {
+        feature.name: tuple(sources.get(name, name) for name in feature.encode.by)
+        for feature in spec.features
+        if isinstance(feature.encode, Counter)
+    }
+
+
+def only_counted_by(spec: Spec) -> tuple[str, ...]:
+    """Columns of the impressions that counters count by and that no feature reads."""
+    read = {column.name for column in raw_columns(spec)}
+    names = dict.fromkeys(name for by in counted_by(spec).values() for name in by)
+    return tuple(name for name in names if name not in read)
+
+
 def weights_of(feature: Feature) -> str | None:
     """The raw column that weighs the parts of a list, if there is one."""
     encode = feature.encode

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serving.columns import counted_by, id_columns
+from recsys.schema import counted_by
+from serving.columns import id_columns
 from serving.contract import Contract, RankRequest
-from serving.store import FeatureStore
+from serving.store import LocalStore
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Assembler:
         store: Tables of the same features.
     """
 
-    def __init__(self, contract: Contract, store: FeatureStore) -> None:
+    def __init__(self, contract: Contract, store: LocalStore) -> None:
         self.contract = contract
         self.store = store
         self._ids = {owner: id_columns(contract.spec, owner) for owner in ("user", "item")}

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from recsys.raw import canonical_values
-from recsys.schema import RawColumn, raw_columns
+from recsys.schema import RawColumn, is_own_id, only_counted_by, raw_columns
 from recsys.spec import Spec
-from recsys.spec.records import Counter
 
 
 def canonical_column(
@@ -70,33 +69,16 @@ def _joined(
 
 def id_columns(spec: Spec, owner: str) -> tuple[str, ...]:
     """Raw columns of the owner (`user` or `item`) that hold the owner's id itself."""
-    key = spec.data.keys.user if owner == "user" else spec.data.keys.item
-    side = spec.data.tables.user if owner == "user" else spec.data.tables.item
-    names = {key} | ({side.key} if side else set())
     return tuple(
         column.name
         for column in raw_columns(spec)
-        if column.owner == owner and column.name in names and column.dtype == "string"
+        if column.owner == owner and column.dtype == "string" and is_own_id(spec, column)
     )
 
 
-def counted_by(spec: Spec) -> dict[str, tuple[str, ...]]:
-    """The counter columns, each with the raw columns (or key columns) that it counts by."""
-    sources = {
-        feature.name: feature.raw
-        for feature in spec.features
-        if feature.encode.kind not in ("counter", "history")
-    }
-    return {
-        feature.name: tuple(sources.get(name, name) for name in feature.encode.by)
-        for feature in spec.features
-        if isinstance(feature.encode, Counter)
-    }
-
-
 def context_only(spec: Spec) -> tuple[RawColumn, ...]:
-    """Columns of the impressions that counters count by and that no feature reads."""
-    known = {column.name for column in raw_columns(spec)}
-    known |= {spec.data.keys.user, spec.data.keys.item}
-    names = dict.fromkeys(name for by in counted_by(spec).values() for name in by)
-    return tuple(RawColumn(name, "string", "context") for name in names if name not in known)
+    """What a request's context tells beside the features, for counters to count by."""
+    keys = (spec.data.keys.user, spec.data.keys.item)
+    return tuple(
+        RawColumn(name, "string", "context") for name in only_counted_by(spec) if name not in keys
+    )

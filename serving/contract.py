@@ -144,13 +144,21 @@ class Contract:
         return create_model(title, __base__=_Model, **fields)
 
     def _value_schema(self, column: RawColumn) -> dict[str, Any]:
-        if column.dtype == "float32":
-            return {"type": ["number", "null"], "description": "null or NaN: missing"}
         scalars = ["string", "number", "boolean", "null"]
         schema: dict[str, Any] = {"type": scalars}
-        if column.name in self.separators:
+        said = []
+        if column.dtype == "float32":
+            schema = {"type": ["number", "null"]}
+            said = ["null or NaN: missing"]
+        elif column.name in self.separators:
             schema = {"anyOf": [schema, {"type": "array", "items": {"type": scalars}}]}
-        return schema
+        if column.computed:
+            said = ["computed by the feature job and looked up; send only to override", *said]
+        return {**schema, "description": "; ".join(said)} if said else schema
+
+    def _asked(self, owner: str) -> tuple[str, ...]:
+        """The columns of an owner that a request tells, since no table does."""
+        return tuple(c.name for c in self.by_owner[owner].values() if not c.computed)
 
     # ------------------------------------------------------------------------ parse
 
@@ -284,9 +292,9 @@ class Contract:
         if not inner:
             allowed = ("user", "context", "candidates", "top_k")
         elif inner[0] == "context":
-            allowed = tuple(self.by_owner["context"])
+            allowed = self._asked("context")
         elif inner[-1] == "features":
-            allowed = tuple(self.by_owner["user" if inner[0] == "user" else "item"])
+            allowed = self._asked("user" if inner[0] == "user" else "item")
         else:
             allowed = ("id", "features")
         places = {"user": "user.features", "item": "candidates[].features", "context": "context"}
@@ -298,9 +306,8 @@ class Contract:
         else:
             fix = "Leave it out, or declare it in the spec."
         key = _cut(key)
-        return BodyFault(
-            where, f"`{key}` is unknown here.", "one of " + ", ".join(allowed), key, fix
-        )
+        expected = "one of " + ", ".join(allowed) if allowed else "no key"
+        return BodyFault(where, f"`{key}` is unknown here.", expected, key, fix)
 
     # ---------------------------------------------------------------------- OpenAPI
 
@@ -341,13 +348,13 @@ class Contract:
         )
 
     def example(self) -> dict[str, Any]:
-        """A request of this contract, with placeholders for values."""
+        """A request of this contract, with placeholders for values that no table holds."""
 
         def values(owner: str) -> dict[str, Any]:
             hidden = () if owner == "context" else id_columns(self.spec, owner)
             return {
-                name: 1.5 if column.dtype == "float32" else "a"
-                for name, column in self.by_owner[owner].items()
+                name: 1.5 if self.by_owner[owner][name].dtype == "float32" else "a"
+                for name in self._asked(owner)
                 if name not in hidden
             }
 

@@ -8,18 +8,20 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from recsys.artifacts import versions
 from recsys.errors import UserError
+from recsys.schema import SCORE
 from serving.assemble import Assembler
 from serving.contract import Contract, RankRequest
 from serving.logs import NAME
 from serving.metrics import Metrics
-from serving.scorer import SCORE, Scorer, top
+from serving.scorer import Scorer, top
 from serving.store import LocalStore, mark
 from serving.versions import (
     Found,
@@ -28,7 +30,6 @@ from serving.versions import (
     Swap,
     decide,
     in_a_line,
-    numbers,
     read_version,
     scan,
 )
@@ -119,6 +120,7 @@ class Live:
         self.poll_seconds = poll_seconds
         self.refused: dict[int, Refused] = {}
         self._seen: dict[int, Found] = {}
+        log.info("reading the feature tables of %s", self.features)
         self._latest = LocalStore(self.features)
         self._failed_tables: tuple[int, int] | None = None
         self._current: Serving | None = None
@@ -175,7 +177,7 @@ class Live:
             log.warning("version %d is refused: %s%s", each.version, each.reason, serves)
 
     def _forget_gone(self) -> None:
-        there = set(numbers(self.models))
+        there = set(versions(self.models))
         self.refused = {version: why for version, why in self.refused.items() if version in there}
         self._seen = {version: found for version, found in self._seen.items() if version in there}
 
@@ -206,6 +208,7 @@ class Live:
 
     def _swap(self, version: int, stores: dict[str, LocalStore]) -> None:
         stamp = self._seen[version].mark
+        log.info("loading version %d", version)
         started = time.perf_counter()
         manifest, spec = read_version(self.models, version)
         store = stores[manifest["fingerprints"]["features"]]
@@ -260,15 +263,7 @@ class Live:
                 current.store.fingerprint,
             )
             return
-        self._current = Serving(
-            current.version,
-            current.mark,
-            current.manifest,
-            current.contract,
-            store,
-            current.scorer,
-            Assembler(current.contract, store),
-        )
+        self._current = replace(current, store=store, assemble=Assembler(current.contract, store))
         self.metrics.table_reloads.inc()
         log.info(
             "new feature tables serve: %d users, %d items", store.size("user"), store.size("item")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import os
 import signal
 import threading
@@ -13,14 +16,19 @@ import httpx
 
 from recsys.cores import cores_at_hand
 from recsys.errors import UserError
+from recsys.quiet_ray import ENVIRONMENT, quiet_ray
 from serving.live import Live
+from serving.logs import NAME
 from serving.metrics import Metrics
+
+log = logging.getLogger(NAME)
 
 APPLICATION = "recsys"
 
 # HAProxy in front of the replicas answers sooner than the default proxy, which runs in Python. Ray
 # reads these when it is imported, and its processes inherit them.
 SETTINGS = {
+    **ENVIRONMENT,
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
@@ -29,7 +37,6 @@ SETTINGS = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
     # HAProxy is told of a replica that goes at once; half a minute is for other balancers.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
-    "RAY_USAGE_STATS_ENABLED": "0",
 }
 
 REPLICA_CPUS = 0.5
@@ -79,6 +86,7 @@ def serve_on_ray(
     preflight(models, features)
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    log.info("starting Ray%s", f" at {ray_address}" if ray_address else "")
     stop = threading.Event()
     before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     _stop_by_signal(stop)
@@ -87,17 +95,20 @@ def serve_on_ray(
 
     deployed = False
     try:
-        _connect(ray_address)
-        _stop_by_signal(stop)  # ray.init has put a handler of its own in place
-        _start(host, port)
-        _require_port(url, port)
-        application = deployment(models, features, poll_seconds, threads, replicas).bind()
-        deployed = True
-        serve.run(application, name=APPLICATION, route_prefix="/")
-        _require_answer(url, stop)
+        with quiet_ray():
+            _connect(ray_address)
+            _stop_by_signal(stop)  # ray.init has put a handler of its own in place
+            _start(host, port)
+            _require_port(url, port)
+            application = deployment(models, features, poll_seconds, threads, replicas).bind()
+            deployed = True
+            log.info("starting %d replica%s", replicas, "" if replicas == 1 else "s")
+            serve.run(application, name=APPLICATION, route_prefix="/")
+            _require_answer(url, stop)
         if not stop.is_set():
             ready(url)
-        stop.wait()
+        with quiet_ray():
+            stop.wait()
     except (
         ray.exceptions.RayError,
         serve.exceptions.RayServeException,
@@ -114,11 +125,13 @@ def serve_on_ray(
         ) from error
     finally:
         if ray.is_initialized():
-            if ray_address is None:
-                serve.shutdown()
-            elif deployed:
-                serve.delete(APPLICATION)  # a cluster's Serve may have others, which go on
-            ray.shutdown()
+            # Ray prints that its controller, which it has just ended, has failed.
+            with quiet_ray(), contextlib.redirect_stdout(io.StringIO()):
+                if ray_address is None:
+                    serve.shutdown()
+                elif deployed:
+                    serve.delete(APPLICATION)  # a cluster's Serve may have others, which go on
+                ray.shutdown()
         if threading.current_thread() is threading.main_thread():
             for each, handler in before.items():
                 signal.signal(each, handler)
@@ -133,7 +146,7 @@ def _connect(address: str | None) -> None:
             address=address or "local",
             include_dashboard=None if address else False,
             log_to_driver=False,
-            logging_level="WARNING",
+            logging_level="ERROR",
             **({} if address else {"num_cpus": max(2, cores_at_hand())}),
         )
     except (ray.exceptions.RayError, RuntimeError, ValueError, OSError) as error:

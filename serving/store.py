@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,23 +26,6 @@ class Rows:
 
     columns: dict[str, np.ndarray]
     known: np.ndarray
-
-
-class FeatureStore(Protocol):
-    """Where the service looks features up. A key that is not known has missing values."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Fingerprint of the features section that the tables were built from."""
-        ...
-
-    def lookup(self, owner: str, keys: Sequence[str]) -> Rows:
-        """Rows of the `user` or `item` table, in the order of the keys."""
-        ...
-
-    def count(self, counter: str, by: Sequence[np.ndarray]) -> np.ndarray:
-        """Values of a counter, float32 [rows], by the values [rows] of each column `by`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -81,6 +64,8 @@ class _Counter:
 
 class LocalStore:
     """The feature tables of a FEATURES folder, held in memory.
+
+    A key that a table does not know has missing values.
 
     Args:
         folder: What `recsys features` wrote.

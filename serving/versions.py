@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recsys.artifacts import read_manifest
+from recsys.artifacts import read_manifest, versions
 from recsys.errors import UserError
 from recsys.spec import Spec, load
 
@@ -96,16 +96,6 @@ def decide(
     return (*decisions, Keep())
 
 
-def numbers(models: Path) -> list[int]:
-    """The versions of a MODELS folder, newest first: its subfolders named by an integer."""
-    try:
-        names = [path.name for path in models.iterdir() if path.name.isdecimal() and path.is_dir()]
-    except OSError:
-        return []
-    # Two names can say one number ("1" and "01"); only the plain one is a version.
-    return sorted((int(name) for name in names if name == str(int(name))), reverse=True)
-
-
 def scan(models: Path, seen: dict[int, Found]) -> Iterator[Found]:
     """Look at the versions of a MODELS folder, newest first, each when it is asked for.
 
@@ -114,7 +104,7 @@ def scan(models: Path, seen: dict[int, Found]) -> Iterator[Found]:
         seen: What an earlier look found; kept up to date. A folder is read again only where
             its mark has changed.
     """
-    for version in numbers(models):
+    for version in versions(models):
         stamp = folder_mark(models / str(version))
         if version not in seen or seen[version].mark != stamp:
             seen[version] = inspect(models / str(version), stamp)

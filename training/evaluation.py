@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from recsys.artifacts import (
+    MANIFEST,
     read_json,
     read_manifest,
     require_fingerprint,
@@ -27,7 +28,7 @@ from recsys.schema import (
     raw_columns,
     slice_column,
 )
-from recsys.spec import fingerprints, load
+from recsys.spec import load
 from recsys.spec.names import argument_names
 from recsys.spec.records import Spec
 from training.input import (
@@ -75,15 +76,24 @@ def evaluate(
     manifest = read_manifest(run, "run")
     spec = load(run / "spec.yaml")
     folder = features_of(manifest, features)
+    made = check_features(spec, folder)
     require_learned(
         manifest,
-        check_features(spec, folder),
+        made,
         where=folder,
         fix="Evaluate on the features that the run was trained on, or train on these.",
     )
-    if folder.resolve() == Path(manifest["features_folder"]).resolve():
+    if _same_rows(manifest, made, folder):
         _refuse_seen(spec, run, split)
     return write_metrics(spec, run, folder, split, champion)
+
+
+def _same_rows(run: Mapping[str, Any], features: Mapping[str, Any], folder: Path) -> bool:
+    """Whether a folder holds the rows that a run was trained on, there or since moved."""
+    if folder.resolve() == Path(run["features_folder"]).resolve():
+        return True
+    ranges = run.get("trained", {}).get("time_range", {})
+    return (run.get("rows"), ranges) == (features.get("rows"), features.get("time_range", {}))
 
 
 def _refuse_seen(spec: Spec, model: Path, split: str) -> None:
@@ -114,8 +124,23 @@ def write_metrics(
 
 
 def features_of(manifest: Mapping[str, Any], features: str | Path | None) -> Path:
-    """The features folder to use: the one given, or that of the run."""
-    return Path(features if features is not None else manifest["features_folder"])
+    """The features folder to use: the one given, or that of the run.
+
+    Raises:
+        UserError: None is given, and the run's is no longer where it was.
+    """
+    if features is not None:
+        return Path(features)
+    folder = Path(manifest["features_folder"])
+    if not (folder / MANIFEST).is_file():
+        raise UserError(
+            "The run's features are no longer where they were; --features says where they are.",
+            where=str(folder),
+            expected=f"a folder with a {MANIFEST}",
+            found=f"no {MANIFEST}" if folder.exists() else "no such folder",
+            fix="Name their folder: --features FEATURES",
+        )
+    return folder
 
 
 def check_features(spec: Spec, folder: Path) -> dict[str, Any]:
@@ -128,9 +153,10 @@ def check_features(spec: Spec, folder: Path) -> dict[str, Any]:
     require_fingerprint(
         manifest,
         "features",
-        fingerprints(spec)["features"],
+        spec,
         where=folder,
-        fix="Build the features again: recsys features SPEC --input IN --output FEATURES",
+        fix="Train by the spec of the features, with each --set that `recsys features` was given, "
+        "or build them again: recsys features SPEC --input IN --output FEATURES",
     )
     return manifest
 
@@ -173,7 +199,7 @@ def _champion_metrics(champion: Path, spec: Spec, features: Path, split: str) ->
     require_fingerprint(
         manifest,
         "features",
-        fingerprints(spec)["features"],
+        spec,
         where=champion,
         fix="A champion of another feature spec reads other examples: compare the two by "
         "their own metrics.json.",

@@ -10,7 +10,6 @@ import logging
 import os
 import shutil
 import signal
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from typing import Any
 from recsys.artifacts import read_json, write_json
 from recsys.cores import cores_at_hand
 from recsys.errors import UserError, first_line, of_system
+from recsys.quiet_ray import ENVIRONMENT, quiet_ray
 from training.loop import Job, StoppedError, fit
 from training.progress import FOLDER, Progress, ProgressFile, Relay
 
@@ -31,6 +31,7 @@ _START_ATTEMPTS = 3
 _LOOK_S = 0.3
 _FAULT = "fault-{}.json"
 _QUIET = {
+    **ENVIRONMENT,
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
@@ -39,7 +40,6 @@ _QUIET = {
     # Each of these would be one more process beside the workers.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
 }
@@ -232,8 +232,7 @@ def _ray(address: str | None, workers: int, verbose: bool) -> Iterator[None]:
             "_temp_dir": folder,
         }
     try:
-        # Ray prints what its daemons say; standard output belongs to the caller's result.
-        with _quiet_loggers(verbose), contextlib.redirect_stdout(sys.stderr):
+        with quiet_ray(verbose):
             before = signal.getsignal(signal.SIGTERM)
             _start_ray(address, options)
             # Ray's own handler prints the stacks of native code, and aborts.
@@ -266,20 +265,6 @@ def _start_ray(address: str | None, options: dict[str, Any]) -> None:
                 found=first_line(error),
                 fix="Check --ray-address, or train in this process with --workers 0.",
             ) from error
-
-
-@contextlib.contextmanager
-def _quiet_loggers(verbose: bool) -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in ("ray", "ray.train", "ray.data")]
-    levels = [logger.level for logger in loggers]
-    if not verbose:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def worker_pids(run: Path) -> dict[int, int]:

@@ -30,7 +30,7 @@ from training.memory import keep_freed_memory, use_huge_pages
 from training.moments import label_units
 from training.order import Plan, make_plan
 from training.profile import FILE, Profiler
-from training.progress import Progress, silent
+from training.progress import Progress, epoch_words, silent
 from training.scoring import score_rows, validate
 from training.writing import writing
 
@@ -442,12 +442,7 @@ class _Loop:
         }
         self._write("validation", position.step, {"score": score, **flat})
         self._save(position, {"score": score, "epoch": record["epoch"]})
-        shown = ", ".join(
-            f"{name} AUC {values['auc']:.4f}"
-            for name, values in metrics.items()
-            if values.get("auc") is not None
-        )
-        self._progress("validate", position.step, self._total, f"epoch {position.epoch}: {shown}")
+        self._progress("epoch", position.epoch, spec.train.epochs, epoch_words(metrics))
         return position
 
     def _save(self, position: Position, metrics: dict[str, Any]) -> None:

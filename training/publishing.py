@@ -19,6 +19,7 @@ from recsys.artifacts import (
     share_tree,
     sync_file,
     sync_tree,
+    versions,
     write_manifest,
     write_text,
 )
@@ -42,21 +43,28 @@ _LAST = ".last_version"
 _ASIDE, _PARTIAL = ".publish-", ".partial"
 
 
-def publish(run: str | Path, models: str | Path, force: bool = False) -> Decision:
+def publish(
+    run: str | Path,
+    models: str | Path,
+    force: bool = False,
+    features: str | Path | None = None,
+) -> Decision:
     """Publish a run as the next version of a models folder, if the gate lets it.
 
-    The champion is the newest version that loads. It is evaluated on the challenger's test
-    rows, where their features have the same spec; else its stored metrics count, and the
-    decision says so.
+    The gate is that of the run's `spec.yaml` as it is now. The champion is the newest version
+    that loads. It is evaluated on the challenger's test rows, where their features have the same
+    spec; else its stored metrics count, and the decision says so.
 
     Args:
         run: A finished run.
         models: The models folder; made where it is missing.
         force: Publish a new version in any case; the reasons are kept in the notes.
+        features: The features folder; by default the one that the run was trained on.
 
     Returns:
         `Promote` with version and path, or `Reject` with the reasons. Unless forced, a run of
-        which a whole version stands is not published again.
+        which a whole version stands is not published again; if its gate has changed since, it is
+        judged again, by the champion before that version.
 
     Raises:
         UserError: The run is unfinished, its export is missing or damaged, or the
@@ -73,21 +81,23 @@ def publish(run: str | Path, models: str | Path, force: bool = False) -> Decisio
             found="none" if (run / EXPORT).is_dir() else "no such folder",
             fix="Train again with: recsys train SPEC --features FEATURES --output RUN",
         )
+    if features is not None:
+        # A folder that is named must be the right one, whether or not it comes to be read.
+        _require_own(manifest, spec, Path(features))
     published = None if force else _published(run, models, manifest, spec)
-    if published is not None:
-        return Promote(published, models / str(published), ("this run is published",), True)
+    if published is not None and _gate_of(models / str(published)) == fingerprints(spec)["gate"]:
+        return _standing(published, models)
     # What the stored metrics are of may have been damaged since.
     load_numeric(run / EXPORT)
-    metrics = stored_metrics(run) or evaluate(run, "test")
-    champion = _champion(models)
-    against, caveat = (None, ()) if champion is None else _compare(champion, manifest, spec)
-    decision = decide(metrics, against, spec)
-    if isinstance(decision, Promote):
-        decision = replace(decision, notes=decision.notes + caveat)
-    else:
-        decision = Reject(decision.reasons + caveat)
+    metrics = stored_metrics(run) or evaluate(run, "test", features)
+    decision = _judge(manifest, spec, metrics, _champion(models, published), features)
     for text in decision.notes if isinstance(decision, Promote) else decision.reasons:
         _LOG.info("gate: %s", text)
+    if published is not None:
+        if isinstance(decision, Promote):
+            return _standing(published, models, decision.notes)
+        stands = f"version {published} of this run stands, and serves until its folder is removed"
+        return Reject((*decision.reasons, stands))
     if isinstance(decision, Reject):
         if not force:
             return decision
@@ -96,17 +106,31 @@ def publish(run: str | Path, models: str | Path, force: bool = False) -> Decisio
     return replace(decision, version=version, path=models / str(version))
 
 
-def versions(models: Path) -> list[int]:
-    """Numbers of the versions that stand in a models folder, oldest first."""
-    if not models.is_dir():
-        return []
-    return sorted(int(p.name) for p in models.iterdir() if p.name.isdecimal() and p.is_dir())
+def _standing(version: int, models: Path, notes: tuple[str, ...] = ()) -> Promote:
+    return Promote(version, models / str(version), notes, already=True)
+
+
+def _judge(
+    manifest: dict[str, Any],
+    spec: Spec,
+    metrics: dict[str, Any],
+    champion: Path | None,
+    features: str | Path | None,
+) -> Decision:
+    against: dict[str, Any] | None = None
+    caveat: tuple[str, ...] = ()
+    if champion is not None:
+        against, caveat = _compare(champion, manifest, spec, features)
+    decision = decide(metrics, against, spec)
+    if isinstance(decision, Promote):
+        return replace(decision, notes=decision.notes + caveat)
+    return Reject(decision.reasons + caveat)
 
 
 def _published(run: Path, models: Path, manifest: dict[str, Any], spec: Spec) -> int | None:
     """The newest whole version of a run, by its export's files."""
     wanted = _sizes(run / EXPORT)
-    for version in reversed(versions(models)):
+    for version in versions(models):
         folder = models / str(version)
         known = _manifest_of(folder)
         if known is None or known.get("run") != manifest["run"]:
@@ -118,6 +142,14 @@ def _published(run: Path, models: Path, manifest: dict[str, Any], spec: Spec) ->
             return version
         _LOG.warning("version %s of this run is damaged, and is passed over", folder)
     return None
+
+
+def _gate_of(version: Path) -> str | None:
+    """Fingerprint of the gate that a version was published through."""
+    try:
+        return fingerprints(load(version / "spec.yaml"))["gate"]
+    except UserError:
+        return None
 
 
 def _sizes(folder: Path) -> dict[str, int]:
@@ -133,8 +165,11 @@ def _manifest_of(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _champion(models: Path) -> Path | None:
-    for version in reversed(versions(models)):
+def _champion(models: Path, before: int | None = None) -> Path | None:
+    """The newest version that loads, of those before one where that is given."""
+    for version in versions(models):
+        if before is not None and version >= before:
+            continue
         folder = models / str(version)
         try:
             read_manifest(folder, "model")
@@ -148,23 +183,27 @@ def _champion(models: Path) -> Path | None:
 
 
 def _compare(
-    champion: Path, manifest: dict[str, Any], spec: Spec
+    champion: Path, manifest: dict[str, Any], spec: Spec, features: str | Path | None
 ) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
     """The champion's metrics, on the challenger's rows where it can read them; and a caveat."""
     theirs = read_manifest(champion, "model")
-    folder = features_of(manifest, None)
     if theirs["fingerprints"].get("features") != manifest["fingerprints"]["features"]:
         why = "its features have another spec"
     else:
         try:
-            features = check_features(spec, folder)
-            require_learned(manifest, features, where=folder, fix="Train on them.")
+            folder = features_of(manifest, features)
+            _require_own(manifest, spec, folder)
             other = load(champion / "spec.yaml")
             return evaluate_other(theirs, other, champion, folder, "test"), ()
         except UserError as error:
             why = error.message
     caveat = f"the champion's metrics are of its own test rows, as it was published: {why}"
     return theirs.get("metrics"), (caveat,)
+
+
+def _require_own(manifest: dict[str, Any], spec: Spec, features: Path) -> None:
+    """Refuse features that are not those that the run was trained on."""
+    require_learned(manifest, check_features(spec, features), where=features, fix="Train on them.")
 
 
 def _write(

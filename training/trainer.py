@@ -22,7 +22,7 @@ from recsys.artifacts import (
     write_text,
 )
 from recsys.errors import EXIT_WRONG_USE, UserError
-from recsys.spec import dumps, fingerprints, load
+from recsys.spec import covered, differences, dumps, fingerprints, load
 from recsys.spec.records import Spec
 from training.boosting import fit_trees, refit_trees
 from training.checkpoints import Position, Store
@@ -309,14 +309,15 @@ def _remove_leftovers(run: Path) -> None:
 
 
 def _check_same(spec: Spec, run: Path) -> None:
-    ours, theirs = fingerprints(spec), fingerprints(load(run / SPEC))
+    ours, theirs = covered(spec), covered(load(run / SPEC))
     for section in ("features", "model"):
-        if ours[section] != theirs[section]:
+        named = differences(ours[section], theirs[section])
+        if named:
             raise UserError(
                 f"The run was begun with another spec: its `{section}` differ.",
                 where=str(run),
-                expected=f"{section} {ours[section]}",
-                found=f"{section} {theirs[section]}",
+                expected=named[0],
+                found=named[1],
                 fix="Name another output folder, or resume with the spec in it (spec.yaml).",
             )
 

@@ -7,7 +7,6 @@ of step 0 in the new run's folder, which every worker, and a resumed run, starts
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -18,7 +17,8 @@ from numpy.typing import NDArray
 
 from recsys.artifacts import read_manifest
 from recsys.errors import UserError
-from recsys.spec import load
+from recsys.spec import differences, load
+from recsys.spec.places import values_by_place
 from recsys.spec.records import Spec
 from training.checkpoints import Store
 from training.evaluation import EXPORT
@@ -28,9 +28,6 @@ from training.loop import CHECKPOINTS, REFIT
 # What may differ between the runs: it changes neither a shape nor what a weight means.
 _LEARNED = ("min_count", "top_k")
 _TRAINING_ONLY = ("dropout", "embedding_dropout", "recompute", "xla")
-
-_FEW = 5
-"""So many differences are listed one by one."""
 
 FRESH = -1
 """Source of a row that the other run does not have."""
@@ -46,13 +43,13 @@ def check_source(spec: Spec, source: Path) -> dict[str, Any]:
     """
     manifest = read_manifest(source, "run")
     ours, theirs = _shape(spec), _shape(load(source / "spec.yaml"))
-    places = [place for place in {**theirs, **ours} if ours.get(place) != theirs.get(place)]
-    if places:
+    named = differences(ours, theirs)
+    if named:
         raise UserError(
             "The run to start from has a model of another shape.",
             where=str(source / "spec.yaml"),
-            expected=_listed(ours, places),
-            found=_listed(theirs, places),
+            expected=named[0],
+            found=named[1],
             fix="Make these alike in the spec, or train without --warm-start.",
         )
     if not _store(source).names():
@@ -95,42 +92,22 @@ def _store(source: Path) -> Store:
     return Store(source / (REFIT if refit else CHECKPOINTS))
 
 
-def _listed(shape: Mapping[str, Any], places: list[str]) -> str:
-    few = [f"{place} {_said(shape, place)}" for place in places[:_FEW]]
-    more = len(places) - _FEW
-    return "; ".join([*few, *([f"and {more} more that differ"] if more > 0 else [])])
-
-
-def _said(shape: Mapping[str, Any], place: str) -> str:
-    return json.dumps(shape[place], ensure_ascii=False) if place in shape else "(none)"
-
-
 def _shape(spec: Spec) -> dict[str, Any]:
     """What shapes a model, by its place in the spec."""
-    tree = json.loads(spec.model_dump_json(by_alias=True))
-    shape: dict[str, Any] = {"features": [feature["name"] for feature in tree["features"]]}
-    for feature in tree["features"]:
-        shape |= _flat(f"features.{feature['name']}", feature)
-    shape["tasks"] = [task["name"] for task in tree["tasks"]]
+    left_out = [f"model.{name}" for name in _TRAINING_ONLY]
+    left_out += [f"features.{f.name}.encode.{name}" for f in spec.features for name in _LEARNED]
+    shape = {
+        place: value
+        for place, value in values_by_place(spec).items()
+        if place.split(".")[0] in ("features", "model") or place == "tasks"
+        if place not in left_out
+    }
     for task in spec.tasks:
         shape[f"tasks.{task.name}.given"] = task.given
         shape[f"tasks.{task.name}.joint"] = task.space == "joint"
         shape[f"tasks.{task.name}.regression"] = task.is_regression
         shape[f"tasks.{task.name}.loss.log"] = task.by_logarithm
-    shape |= _flat("model", tree["model"])
-    left_out = [f"model.{name}" for name in _TRAINING_ONLY]
-    left_out += [f"features.{f.name}.encode.{name}" for f in spec.features for name in _LEARNED]
-    return {place: value for place, value in shape.items() if place not in left_out}
-
-
-def _flat(place: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {place: value}
-    return {
-        inner: leaf
-        for key, part in value.items()
-        for inner, leaf in _flat(f"{place}.{key}", part).items()
-    }
+    return shape
 
 
 def start_from(

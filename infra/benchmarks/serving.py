@@ -34,12 +34,11 @@ from rich.console import Console
 from rich.table import Table
 
 import recsys  # noqa: F401  (Keras switch first)
-from recsys.artifacts import read_manifest, write_folder, write_manifest
+from recsys.artifacts import read_manifest, versions, write_folder, write_manifest
 from recsys.schema import OWNER_KEY, RawColumn, output_names, raw_columns
 from recsys.spec import Spec, dumps, fingerprints, load
 from serving.example import example_request
 from serving.store import LocalStore
-from serving.versions import numbers
 
 SPECS = Path(__file__).parent.parent / "specs"
 
@@ -175,7 +174,7 @@ def measure(
 
 def publish_again(models: Path) -> int:
     """The newest version once more, as the next one; its number."""
-    newest = numbers(models)[0]
+    newest = versions(models)[0]
     source = models / str(newest)
     manifest = read_manifest(source, "model")
     with write_folder(models / str(newest + 1)) as aside:
@@ -241,7 +240,7 @@ def main() -> None:
         options.models, options.features = folder / "models", folder / "features"
     if options.swap and folder is None:
         # Versions are published below: never into the caller's folder.
-        newest = str(numbers(options.models)[0])
+        newest = str(versions(options.models)[0])
         folder = Path(tempfile.mkdtemp(prefix="recsys-serving-"))
         shutil.copytree(options.models / newest, folder / "models" / newest)
         options.models = folder / "models"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from recsys.balancing.base import Balancer, Gradient, Logs, state
@@ -15,7 +16,8 @@ class DynamicWeightAverage(Balancer):
 
     weight_t = T softmax_t(r_t / temperature), with r_t the ratio of the task's mean loss
     over the last window to that over the window before, and r_t = 1 until there are two
-    windows. T is the number of tasks, so weights sum to it.
+    windows. T is the number of tasks, so weights sum to it. Tasks whose base weight is 0 do not
+    count.
 
     The paper's window is an epoch. Ranking models often see one or two epochs only, so
     a window is a number of steps here.
@@ -74,7 +76,11 @@ class DynamicWeightAverage(Balancer):
         mean = tf.math.divide_no_nan(total, steps)
         # A window of zero loss (a masked task without a click) has no ratio: hold it at 1.
         ratio = tf.where((last > 0) & (mean > 0), tf.math.divide_no_nan(mean, last), 1.0)
-        new = float(len(self.task_names)) * tf.nn.softmax(ratio / self.temperature)
+        # A task of weight 0 learns nothing, so its pace must not change that of the others.
+        learned = tf.constant([base > 0 for base in self._base])
+        count = tf.reduce_sum(tf.cast(learned, tf.float32))
+        share = tf.nn.softmax(tf.where(learned, ratio / self.temperature, -np.inf))
+        new = tf.where(learned, count * share, weights)
         self.weights.assign(tf.where(ended, new, weights))
         self.last.assign(tf.where(ended & (mean > 0), mean, last))
         self.total.assign(tf.where(ended, tf.zeros_like(total), total))

@@ -12,7 +12,7 @@ from recsys.layers.interactions import (
 )
 from recsys.layers.local_attention import LocalSelfAttention
 from recsys.layers.pairwise_interaction import PairwiseInteraction
-from recsys.layers.piecewise_linear import PiecewiseLinearEmbedding, encode_piecewise_linear
+from recsys.layers.piecewise_linear import PiecewiseLinearEmbedding
 from recsys.layers.position_tower import PositionTower
 from recsys.layers.sharing import PLE, MMoE, SharedBottom
 from recsys.layers.side_match import SideMatch
@@ -39,7 +39,6 @@ __all__ = [
     "SideMatch",
     "TargetAttention",
     "TreeEnsemble",
-    "encode_piecewise_linear",
     "hash_rows",
     "make_interaction",
     "pool_list",

@@ -9,8 +9,7 @@ import tensorflow as tf
 import tf_keras
 
 from recsys.layers.checks import require_integer, require_positive, require_rank
-from recsys.layers.hashing import hash_rows
-from recsys.layers.precision import read_weight
+from recsys.layers.precision import at_least_float32, read_weight
 
 # Row of the variable that padding points at. It holds zeros and is never trained.
 PADDING_ROW = 0
@@ -224,48 +223,6 @@ class FusedEmbedding(tf_keras.layers.Layer):
             output["lists"] = dict(zip(ids_of, found, strict=True))
         return output
 
-    def lookup_all(
-        self, requests: Sequence[tuple[str, Any]], training: bool | None = None
-    ) -> list[tf.Tensor]:
-        """Embed several (table, ids) pairs through one gather of distinct rows.
-
-        Args:
-          requests: pairs of a table name and integer ids of any shape ``[...]``.
-          training: as in the call.
-
-        Returns:
-          one ``[..., output_dim]`` tensor a request, in order.
-        """
-        self._ensure_built()
-        return self._look_up([(self._rows(table, ids), table) for table, ids in requests], training)
-
-    def lookup(self, table: str, ids: Any, training: bool | None = None) -> tf.Tensor:
-        """Embed integer ids ``[...]`` of one table; gives ``[..., output_dim]``."""
-        return self.lookup_all([(table, ids)], training)[0]
-
-    def pool(
-        self,
-        table: str,
-        ids: Any,
-        weights: Any = None,
-        combiner: str = "mean",
-        training: bool | None = None,
-    ) -> tf.Tensor:
-        """Embed a list an example and join it; see `pool_list` for the arguments."""
-        return pool_list(self.lookup(table, ids, training), ids, weights, combiner)
-
-    def hashed(
-        self,
-        table: str,
-        ids: Any,
-        hashes: int = 2,
-        salt: int = 0,
-        training: bool | None = None,
-    ) -> tf.Tensor:
-        """Embed ids without bound ``[...]`` by the sum of ``hashes`` rows; see `hash_rows`."""
-        rows = hash_rows(ids, self._place(table)[2], hashes, salt)
-        return tf.reduce_sum(self.lookup(table, rows, training), axis=-2)
-
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
@@ -284,11 +241,6 @@ class FusedEmbedding(tf_keras.layers.Layer):
                 f"FusedEmbedding has the tables {list(self._places)}, but was asked for {table!r}."
             )
         return self._places[table]
-
-    def _ensure_built(self) -> None:
-        if not self.built:
-            with tf.init_scope(), tf.name_scope(self.name):
-                self.build(None)
 
     def _rows(self, table: str, ids: Any) -> tf.Tensor:
         ids = require_integer("FusedEmbedding", "ids", ids)
@@ -392,13 +344,15 @@ def pool_list(
     if combiner not in ("mean", "sum"):
         raise ValueError(f"`combiner` must be 'mean' or 'sum', but received {combiner!r}.")
     require_rank("pool_list", "embeddings", embeddings.shape, "[batch, length, dim]")
-    valid = tf.cast(tf.convert_to_tensor(ids) >= 0, embeddings.dtype)
+    # Half precision holds neither a sum of thousands nor a weight of seventy thousand.
+    exact = at_least_float32(embeddings)
+    valid = tf.cast(tf.convert_to_tensor(ids) >= 0, exact.dtype)
     if weights is None:
-        share, summed = valid, tf.reduce_sum(embeddings, axis=1)
+        share, joined = valid, tf.reduce_sum(exact, axis=1)
     else:
-        weights = tf.cast(tf.convert_to_tensor(weights), embeddings.dtype)
+        weights = tf.cast(tf.convert_to_tensor(weights), exact.dtype)
         share = tf.where(valid > 0, weights, tf.zeros_like(weights))
-        summed = tf.linalg.matvec(embeddings, share, transpose_a=True)
-    if combiner == "sum":
-        return summed
-    return tf.math.divide_no_nan(summed, tf.reduce_sum(share, axis=1, keepdims=True))
+        joined = tf.linalg.matvec(exact, share, transpose_a=True)
+    if combiner == "mean":
+        joined = tf.math.divide_no_nan(joined, tf.reduce_sum(share, axis=1, keepdims=True))
+    return tf.cast(joined, embeddings.dtype)

@@ -9,7 +9,7 @@ import tensorflow as tf
 import tf_keras
 
 from recsys.layers.checks import require_floating, require_known_axis, require_positive
-from recsys.layers.precision import read_weight
+from recsys.layers.precision import add_bias, read_weight
 
 
 def gated_dense(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, activation: Any) -> tf.Tensor:
@@ -27,8 +27,8 @@ def gated_dense(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, activation: An
     # The weights are split, not the product: their gradients are joined at the size of the
     # weights, where those of a split product are joined at that of the batch.
     (w, v), (b, c) = tf.split(kernel, 2, axis=1), tf.split(bias, 2)
-    linear = activation(tf.nn.bias_add(tf.matmul(x, w), b))
-    return linear * tf.sigmoid(tf.nn.bias_add(tf.matmul(x, v), c))
+    linear = activation(add_bias(tf.matmul(x, w), b))
+    return linear * tf.sigmoid(add_bias(tf.matmul(x, v), c))
 
 
 def plain_dense(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, activation: Any) -> tf.Tensor:
@@ -43,7 +43,7 @@ def plain_dense(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, activation: An
     Returns:
       float ``[rows, units]``.
     """
-    return activation(tf.nn.bias_add(tf.matmul(x, kernel), bias))
+    return activation(add_bias(tf.matmul(x, kernel), bias))
 
 
 @tf_keras.utils.register_keras_serializable(package="recsys")

@@ -13,7 +13,7 @@ from recsys.layers.checks import (
     require_positive,
     require_rank,
 )
-from recsys.layers.precision import masked_softmax, read_weight
+from recsys.layers.precision import add_bias, masked_softmax, read_weight
 
 
 @tf_keras.utils.register_keras_serializable(package="recsys")
@@ -149,7 +149,7 @@ class LocalSelfAttention(tf_keras.layers.Layer):
         mixed = tf.transpose(tf.matmul(shares, values), [0, 1, 3, 2, 4])
         mixed = tf.reshape(mixed, [batch, blocks * window, heads * width])[:, :length]
         output = tf.matmul(tf.reshape(mixed, [-1, heads * width]), kernel_out)
-        output = tf.reshape(tf.nn.bias_add(output, bias_out), [batch, length, dim])
+        output = tf.reshape(add_bias(output, bias_out), [batch, length, dim])
         return tf.where(valid[:, :, None], output, tf.zeros_like(output))
 
 

@@ -16,36 +16,6 @@ from recsys.layers.checks import (
 from recsys.layers.precision import read_weight
 
 
-def encode_piecewise_linear(values: tf.Tensor, edges: Any) -> tf.Tensor:
-    """Encode numbers by how far they reach into each of their feature's bins.
-
-    Entry ``t`` is ``(value - edge_t) / (edge_{t+1} - edge_t)`` clipped to [0, 1]: ones
-    for the bins below the value, a fraction for its own, zeros above. The first and the
-    last bin are clipped too, so that an outlier cannot dominate; NaN encodes as zeros.
-
-    Args:
-      values: float ``[batch, features]``.
-      edges: float ``[features, bins + 1]``, ascending in each row. Repeated edges make an
-        empty bin, which steps from 0 to 1 there.
-
-    Returns:
-      float ``[batch, features, bins]``.
-
-    >>> encode_piecewise_linear(tf.constant([[1.5]]), [[0.0, 1.0, 2.0, 4.0]]).numpy()
-    array([[[1. , 0.5, 0. ]]], dtype=float32)
-    """
-    values = require_floating("encode_piecewise_linear", "values", values)
-    require_rank("encode_piecewise_linear", "values", values.shape, "[batch, features]")
-    edges = tf.cast(tf.convert_to_tensor(edges), values.dtype)
-    require_rank("encode_piecewise_linear", "edges", edges.shape, "[features, bins + 1]")
-    low, width = edges[:, :-1], edges[:, 1:] - edges[:, :-1]
-    above = values[:, :, None] - low
-    empty = tf.cast(above >= 0, values.dtype)
-    encoded = tf.where(width > 0, above / tf.where(width > 0, width, 1.0), empty)
-    encoded = tf.where(tf.math.is_nan(encoded), tf.zeros_like(encoded), encoded)
-    return tf.clip_by_value(encoded, 0.0, 1.0)
-
-
 @tf_keras.utils.register_keras_serializable(package="recsys")
 class PiecewiseLinearEmbedding(tf_keras.layers.Layer):
     """A linear map of its own from each feature's bins to an embedding.
@@ -54,8 +24,8 @@ class PiecewiseLinearEmbedding(tf_keras.layers.Layer):
       dim: width of the embeddings, at least 1.
       activation: applied to the result; ``None`` is the identity.
 
-    Input: float ``[batch, features, bins]`` with values in [0, 1], as
-    `encode_piecewise_linear` gives them; features and bins known when it is built.
+    Input: float ``[batch, features, bins]`` with values in [0, 1], how full each bin of a number
+    is; features and bins known when it is built.
     Output: ``[batch, features, dim]`` in the compute dtype.
 
     Raises:

@@ -22,16 +22,12 @@ class PositionTower(tf_keras.layers.Layer):
     2019, PAL, https://doi.org/10.1145/3298689.3347033). When a request is ranked, no
     position exists yet; every candidate then gets the neutral logit zero.
 
-    With ``frequencies``, the logits are centred on their mean over those positions, so
-    that zero stands for the average position of the training data. Without, they are as
-    learnt; the constant left over is the same for every candidate, and calibration on
-    neutral predictions takes it in.
+    The constant that the logits of the positions have on average is the same for every
+    candidate, and calibration on neutral predictions takes it in.
 
     Args:
       buckets: number of positions; ids from 0, later ones count as the last.
       tasks: task names.
-      frequencies: share of the impressions at each position, ``buckets`` numbers that do
-        not need to sum to one; ``None`` for no centring.
 
     Call arguments:
       positions: int ``[batch]``; an id below zero means unknown and gives zero.
@@ -53,7 +49,6 @@ class PositionTower(tf_keras.layers.Layer):
         self,
         buckets: int,
         tasks: Sequence[str],
-        frequencies: Sequence[float] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -61,16 +56,6 @@ class PositionTower(tf_keras.layers.Layer):
         self.tasks = tuple(tasks)
         if not self.tasks:
             raise ValueError("PositionTower requires at least one task name, received none.")
-        self.frequencies = None
-        if frequencies is not None:
-            self.frequencies = tuple(float(f) for f in frequencies)
-            if len(self.frequencies) != self.buckets or min(self.frequencies) < 0:
-                raise ValueError(
-                    f"PositionTower requires {self.buckets} `frequencies` of at least 0, "
-                    f"but received {self.frequencies}."
-                )
-            if sum(self.frequencies) <= 0:
-                raise ValueError("PositionTower requires `frequencies` that are not all zero.")
 
     def build(self, input_shape: Any) -> None:
         self.logits = self.add_weight(
@@ -92,9 +77,6 @@ class PositionTower(tf_keras.layers.Layer):
             zeros = tf.zeros(tf.shape(positions), self._exact_dtype)
             return {task: zeros for task in self.tasks}
         logits = read_weight(self.logits, self._exact_dtype)
-        if self.frequencies is not None:
-            shares = tf.constant(self.frequencies, logits.dtype) / sum(self.frequencies)
-            logits = logits - tf.linalg.matvec(logits, shares, transpose_a=True)
         known = tf.cast(positions >= 0, logits.dtype)
         found = tf.gather(logits, tf.clip_by_value(positions, 0, self.buckets - 1))
         return {task: found[:, index] * known for index, task in enumerate(self.tasks)}
@@ -109,5 +91,4 @@ class PositionTower(tf_keras.layers.Layer):
             **super().get_config(),
             "buckets": self.buckets,
             "tasks": list(self.tasks),
-            "frequencies": None if self.frequencies is None else list(self.frequencies),
         }

@@ -11,6 +11,7 @@ import tensorflow as tf
 import tf_keras
 
 from recsys.layers.checks import require_floating, require_positive, require_rank
+from recsys.layers.gated_dense import GatedDense
 from recsys.layers.gated_tower import GatedTower
 from recsys.layers.precision import masked_softmax
 from recsys.layers.randomness import check_rate, fold_in, seed_for
@@ -78,8 +79,8 @@ class TaskSharing(tf_keras.layers.Layer):
             name=name,
         )
 
-    def _gate(self, choices: int, name: str) -> tf_keras.layers.Dense:
-        return tf_keras.layers.Dense(choices, dtype=self._dtype_policy, name=name)
+    def _gate(self, choices: int, name: str) -> GatedDense:
+        return GatedDense(choices, gated=False, dtype=self._dtype_policy, name=name)
 
     def _checked(self, x: tf.Tensor) -> tf.Tensor:
         name = type(self).__name__

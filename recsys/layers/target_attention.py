@@ -15,7 +15,7 @@ from recsys.layers.checks import (
     require_positive,
     require_rank,
 )
-from recsys.layers.precision import masked_softmax, read_weight
+from recsys.layers.precision import add_bias, masked_softmax, read_weight
 
 
 @tf_keras.utils.register_keras_serializable(package="recsys")
@@ -133,10 +133,10 @@ class TargetAttention(tf_keras.layers.Layer):
         product = tf.reshape(query[:, None, :] * keys, [-1, dim])
         each = tf.matmul(tf.reshape(keys, [-1, dim]), of_key) + tf.matmul(product, of_product)
         each = tf.reshape(each, [-1, length, self.hidden[0]])
-        x = each + tf.nn.bias_add(tf.matmul(query, of_query), biases[0])[:, None, :]
+        x = each + add_bias(tf.matmul(query, of_query), biases[0])[:, None, :]
         x = tf.reshape(self.activation(x), [-1, self.hidden[0]])
         for index, (kernel, bias) in enumerate(zip(kernels[1:], biases[1:], strict=True), 1):
-            x = tf.nn.bias_add(tf.matmul(x, kernel), bias)
+            x = add_bias(tf.matmul(x, kernel), bias)
             if index < len(self.hidden):
                 x = self.activation(x)
         return tf.reshape(x, [-1, length])

@@ -13,7 +13,7 @@ from recsys.losses.numeric import Ratio, check_same_shape, to_compute_dtype
 def _observed(
     labels: tf.Tensor, logits: tf.Tensor, groups: tf.Tensor, sample_weight: tf.Tensor | None
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Rows with a label, with their groups renumbered 0, 1, ... and their weights."""
+    """Rows with a label and a weight, with their groups renumbered 0, 1, ... and their weights."""
     logits = to_compute_dtype(logits)
     labels = tf.cast(labels, logits.dtype)
     groups = tf.convert_to_tensor(groups)
@@ -21,7 +21,7 @@ def _observed(
     weights = tf.cast(weights, logits.dtype)
     for other in (labels, groups, weights):
         check_same_shape(other, logits)
-    rows = tf.where(~tf.math.is_nan(labels))[:, 0]
+    rows = tf.where(~tf.math.is_nan(labels) & (weights != 0))[:, 0]
     index = tf.unique(tf.gather(groups, rows), out_idx=tf.int64).idx
     return tf.gather(labels, rows), tf.gather(logits, rows), index, tf.gather(weights, rows)
 
@@ -101,14 +101,15 @@ def listwise_softmax(
     A group's loss is -sum_i t_i log softmax(x)_i over its rows, with t the labels
     divided by their sum (Cao et al. 2007). Groups with one row or without a positive
     label are left out; if none is left the loss is 0 with zero gradients. Memory is
-    linear in the batch. Rows with a NaN label are left out.
+    linear in the batch. Rows with a NaN label or a weight of 0 are left out.
 
     Args:
         labels: [batch] relevance, at least 0.
         logits: [batch] float scores.
         groups: [batch] integer (or string) ids; equal ids form a group.
-        sample_weight: [batch] or None; a row of weight w counts as w rows like it, in the
-            softmax's sum as well.
+        sample_weight: [batch] or None; within its group a row of weight w counts as w rows
+            like it, in the softmax's sum as well. A group counts as much as the mean weight
+            of its positives.
 
     Returns:
         Scalar, float32 (float64 if logits are).
@@ -136,10 +137,7 @@ def listwise_ratio(
 
     peak = tf.stop_gradient(tf.math.unsorted_segment_max(x, index, n))
     x = x - tf.gather(peak, index)
-    # A group without weight has no sum, and no target that would read its logarithm.
-    sums = total(w * tf.math.exp(x))
-    log_sums = tf.math.log(tf.where(sums > 0, sums, tf.ones_like(sums)))
-    log_softmax = x - tf.gather(log_sums, index)
+    log_softmax = x - tf.gather(tf.math.log(total(w * tf.math.exp(x))), index)
     label_sum = total(y)
     used = (label_sum > 0) & (total(tf.ones_like(y)) > 1)
     target = tf.math.divide_no_nan(y, tf.gather(label_sum, index))

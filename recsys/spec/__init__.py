@@ -1,8 +1,9 @@
 """One spec, from which schemas, transform, model, metrics and requests derive."""
 
 from recsys.spec.change import change
-from recsys.spec.fingerprint import fingerprint, fingerprints
+from recsys.spec.fingerprint import covered, fingerprint, fingerprints
 from recsys.spec.load import dumps, load, loads
+from recsys.spec.places import differences
 from recsys.spec.records import Feature, Spec, Task
 
 __all__ = [
@@ -10,6 +11,8 @@ __all__ = [
     "Spec",
     "Task",
     "change",
+    "covered",
+    "differences",
     "dumps",
     "fingerprint",
     "fingerprints",

@@ -60,6 +60,9 @@ def _features(spec: Spec) -> Iterator[Finding]:
         encode = encoding_of(feature)
         if weights_of(feature) and not feature.is_list:
             yield (*place, "encode", "weights"), "weights need a list: set encode.max_length", ""
+        if getattr(encode, "combiner", "mean") != "mean" and not feature.is_list:
+            said = "a combiner needs a list: set encode.max_length"
+            yield (*place, "encode", "combiner"), said, ""
         if feature.raw.startswith(RESERVED):
             yield (*place, "column"), f"names that begin with {RESERVED!r} are the job's own", ""
         has_table = encode.kind in ("vocabulary", "hash", "quantiles")
@@ -348,6 +351,8 @@ def _model(spec: Spec) -> Iterator[Finding]:
 def _rest(spec: Spec) -> Iterator[Finding]:
     features = [feature.name for feature in spec.features]
     for index, name in enumerate(spec.evaluate.slices):
+        if name in spec.evaluate.slices[:index]:
+            yield ("evaluate", "slices", index), f"{name!r} stands here twice", name
         if name not in features:
             yield (
                 ("evaluate", "slices", index),

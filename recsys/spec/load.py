@@ -73,12 +73,15 @@ def loads(text: str, where: str = "spec") -> Spec:
     """
     try:
         root = yaml.compose(text, Loader=YamlLoader)
+        endless = None if root is None else _endless(where, root)
         # Built from the composed nodes, so that the text is parsed once.
-        tree = None if root is None else YamlLoader("").construct_document(root)
+        tree = None if root is None or endless else YamlLoader("").construct_document(root)
     except yaml.YAMLError as error:
         line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
         problem = getattr(error, "problem", None) or str(error)
         raise SpecError(where, [Fault(f"{where}:{line}", f"not valid YAML: {problem}")]) from None
+    if endless:
+        raise SpecError(where, [endless])
     if not isinstance(tree, dict) or root is None:
         raise SpecError(where, [Fault(f"{where}:1", "expected a mapping of sections")])
     places = _Places(where, root)
@@ -124,19 +127,20 @@ _SPLIT_KIND = {
 }
 
 
-def _expand(tree: Any, key: str = "") -> Any:
-    """Undo the short forms: a bare kind, a split without kind, a path in place of a log."""
+def _expand(tree: Any, path: Loc = ("",)) -> Any:
+    """Undo the short forms: a bare kind, a split without kind, a path in place of the log."""
+    key = path[-1]
     if isinstance(tree, dict):
-        tree = {name: _expand(value, str(name)) for name, value in tree.items()}
-        if key == "split" and "kind" not in tree:
+        tree = {name: _expand(value, (*path, str(name))) for name, value in tree.items()}
+        if path == ("", "data", "split") and "kind" not in tree:
             kinds = [kind for name, kind in _SPLIT_KIND.items() if name in tree]
             tree["kind"] = kinds[0] if kinds else "time"
         return tree
     if isinstance(tree, list):
-        return [_expand(value) for value in tree]
+        return [_expand(value, (*path, "")) for value in tree]
     if key in _KINDED and isinstance(tree, str):
         return {"kind": tree}
-    if key == "impressions" and isinstance(tree, str):
+    if path == ("", "data", "impressions") and isinstance(tree, str):
         return {"path": tree}
     return tree
 
@@ -259,6 +263,25 @@ class _Places:
                     stack.append((value, (*loc, key.value)))
             elif isinstance(node, yaml.SequenceNode):
                 stack += [(value, (*loc, i)) for i, value in enumerate(node.value)]
+
+
+def _endless(name: str, root: yaml.Node) -> Fault | None:
+    """A part that stands in itself, by an alias of what it lies in."""
+    stack: list[tuple[yaml.Node, frozenset[int]]] = [(root, frozenset())]
+    whole: set[int] = set()
+    while stack:
+        node, above = stack.pop()
+        if id(node) in above:
+            line = node.start_mark.line + 1
+            return Fault(f"{name}:{line}", "this part holds itself, by an alias", line)
+        if id(node) in whole or not isinstance(node, yaml.CollectionNode):
+            continue
+        whole.add(id(node))
+        own = above | {id(node)}
+        pairs = isinstance(node, yaml.MappingNode)
+        parts = [part for pair in node.value for part in pair] if pairs else node.value
+        stack += [(part, own) for part in parts]
+    return None
 
 
 def _named(node: yaml.SequenceNode, name: str) -> int | None:

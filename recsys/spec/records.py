@@ -182,7 +182,7 @@ class Hash(Record):
 
     kind: Literal["hash"] = "hash"
     """Chooses this encoding."""
-    buckets: Annotated[int, Field(gt=1)]
+    buckets: Annotated[int, Field(gt=1, lt=2**31 - 2)]
     """Rows of the embedding table, without the one for missing values."""
     hashes: Annotated[int, Field(ge=1, le=4)] = 1
     """Rows that are summed for one value, so that few values have the same embedding."""
@@ -295,9 +295,9 @@ class Feature(Record):
     """How the value is given to the network."""
     column: str = ""
     """Column that holds the value; none: the one named like the feature."""
-    separator: str | None = None
+    separator: Annotated[str, Field(min_length=1)] | None = None
     """Text between the values of a list; none: a comma."""
-    table: str = ""
+    table: Name | Literal[""] = ""
     """Name of the embedding table, for several features to share one; none: the feature's name."""
     dim: Positive | None = None
     """Width of the embedding table, whose rows are projected to `model.dim` where it differs; none:
@@ -646,10 +646,11 @@ class Train(Record):
     Tables are trained by Adagrad with one accumulator a row, all other weights by Adam.
     `table_initial_accumulator` holds back rows that were seen seldom, as a prior does: at 0 the
     first example already moves a row by a whole learning rate. `weight_decay` leaves tables,
-    biases, the weights of numbers and those of `match` alone. With `refit`, once validation has
-    settled the epochs, the weights of kinds, the number of trees and the calibration, training
-    begins anew on training and validation rows together, for as many epochs as were best: what is
-    served then knows the newest days too, for twice the time.
+    vectors (biases), the weights of numbers and those of `match` alone; biases of piecewise-linear
+    numbers are a matrix, and decay. With `refit`, once validation has settled the epochs, the
+    weights of kinds, the number of trees and the calibration, training begins anew on training
+    and validation rows together, for as many epochs as were best: what is served then knows the
+    newest days too, for twice the time.
     """
 
     batch_size: Positive = 256

@@ -10,7 +10,7 @@ import pytest
 from beam_jobs import job, run_features
 from recsys.errors import UserError
 from recsys.schema import example_columns, model_inputs
-from recsys.spec import fingerprints, load, loads
+from recsys.spec import change, fingerprints, load, loads
 from recsys.world import simulate
 
 ROOT = Path(__file__).parents[2]
@@ -123,6 +123,33 @@ def test_a_ranking_loss_finds_the_rows_of_a_request_side_by_side(rows, tmp_path)
     assert runs == len(set(found)) > 50
     order = [int(name[1:]) for name in found]
     assert abs(np.corrcoef(order[:-5], order[5:])[0, 1]) < 0.3
+
+
+def test_what_judges_or_shapes_the_model_leaves_features_as_they_are(table, tmp_path):
+    folder, manifest = table
+    changed = change(
+        loads(TABLE),
+        [
+            "name=other",
+            "data.bad_records=0.5",
+            "features.user.dim=3",
+            "features.colour.encode.combiner=sum",
+            "tasks.click.gate.min_auc=0.9",
+            "tasks.click.loss.kind=bce",
+            "tasks.watched.space=observed",
+            "tasks.watched.weight=0.1",
+            "model.dim=5",
+            "train.seed=7",
+            "evaluate.largest=3",
+            "serve.max_candidates=9",
+        ],
+    )
+    again = run_features(changed, folder / "rows.csv", tmp_path / "features")
+    assert set(again) == set(manifest)
+    assert {n for n in again if again[n] != manifest[n]} <= {"spec", "created"}
+    for path in sorted((folder / "features").rglob("*.parquet")):
+        other = tmp_path / "features" / path.relative_to(folder / "features")
+        assert pq.read_table(path).equals(pq.read_table(other)), path
 
 
 def test_what_was_learned_has_a_fingerprint(table, rows, tmp_path):

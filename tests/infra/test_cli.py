@@ -175,6 +175,47 @@ def write_table(folder: Path) -> Path:
     return table
 
 
+def test_an_inferred_spec_is_told_with_what_to_run_next(tmp_path: Path) -> None:
+    table, spec = tmp_path / "my table.csv", tmp_path / "shop.yaml"
+    rows = [f"u{n % 7},i{n % 5},{n},{int(n % 3 == 0)},{int(n % 6 == 0)},1" for n in range(60)]
+    table.write_text("\n".join(["user,item,price,click,buy,constant", *rows]))
+    done = recsys("spec", "infer", table, "--output", spec)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f"spec of {table} in {spec}",
+        "  user      user",
+        "  item      item",
+        "  request   none",
+        "  time      none",
+        "  labels    click, buy (given click)",
+        "  features  4",
+        "  left out  1 column: constant; why is in the file",
+        "look it over, then:",
+        f"  recsys check {spec}",
+        f"  recsys run {spec} --input '{table}' --output out",
+    ]
+    head = spec.read_text().splitlines()[:3]
+    assert head[0] == "# Written by `recsys spec infer my table.csv`; look it over, then:"
+    assert [line.removeprefix("# ") for line in head[1:]] == done.stdout.splitlines()[-2:]
+    assert recsys("check", spec).returncode == 0
+
+
+def test_arguments_are_named_in_capitals() -> None:
+    script = (
+        "import json, typer\n"
+        "from infra.cli import app\n"
+        "def commands(group):\n"
+        "    for command in group.commands.values():\n"
+        "        yield from commands(command) if hasattr(command, 'commands') else [command]\n"
+        "found = [p.metavar for c in commands(typer.main.get_command(app)) for p in c.params\n"
+        "         if not p.opts[0].startswith('-') or p.metavar]\n"
+        "print(json.dumps(found))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    names = json.loads(done.stdout)
+    assert len(names) > 20 and all(name and name == name.upper() for name in names)
+
+
 def test_a_file_in_the_way_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("precious")
     table = write_table(tmp_path)

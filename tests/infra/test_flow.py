@@ -4,6 +4,7 @@ One flow serves every test here, since each start of Beam, Ray and TensorFlow co
 """
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -69,6 +70,39 @@ def test_run_publishes_and_says_where_everything_lies(flow: dict[str, Any], spec
     for stage in ("features", "train", "evaluate", "publish"):
         assert stage in flow["log"]
     assert "Traceback" not in flow["log"]
+    assert re.search(r"^epoch 1/3: AUC click 0\.\d{4}, conversion 0\.\d{4}", flow["log"], re.M)
+    assert re.search(r"^best epoch: \d of 3, validation score 0\.\d{4}$", flow["log"], re.M)
+
+
+def test_a_run_is_shown_beside_a_champion(flow: dict[str, Any]) -> None:
+    champion = flow["folder"] / "out" / "models" / "1"
+    shown = recsys("evaluate", flow["result"]["run"], "--champion", champion).stdout
+    assert f"champion: {champion}, on " in shown
+    # It is the same model.
+    differences = [line.split() for line in shown.splitlines() if "difference" in line]
+    assert len(differences) == 3
+    assert all({value.strip("+-") for value in row[1:]} == {"0.0000"} for row in differences)
+
+
+def test_training_ends_with_what_validation_says(flow: dict[str, Any], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(flow["result"]["run"], run)
+    shown = recsys("train", flow["spec"], "--features", flow["result"]["features"],
+                   "--output", run, "--resume").stdout  # fmt: skip
+    validation = json.loads((run / "metrics-validation.json").read_text())
+    row = next(line.split() for line in shown.splitlines() if line.startswith("  click   "))
+    assert row[3] == f"{validation['tasks']['click']['auc']:.4f}"
+    calibration = json.loads((run / "calibration.json").read_text())["click"]
+    assert f"{calibration['ece_before']:.4f}" in shown and "best epoch: " in shown
+    assert "trained anew for" in shown
+
+
+def test_a_run_is_not_published_twice(flow: dict[str, Any]) -> None:
+    arguments = ("publish", flow["result"]["run"], "--models", flow["result"]["models"])
+    again = json.loads(recsys(*arguments, "--json").stdout)
+    assert again["published"] and again["already"] and again["notes"] == []
+    assert not flow["result"]["decision"]["already"]
+    assert recsys(*arguments).stdout == f"already published as version 1: {again['path']}\n"
 
 
 def test_a_second_run_skips_every_stage(flow: dict[str, Any]) -> None:
@@ -116,6 +150,58 @@ def test_a_changed_serving_limit_only_publishes_again(flow: dict[str, Any], tmp_
     again = json.loads(done.stdout)
     assert again["skipped"] == ["features", "train", "evaluate"]
     assert again["decision"]["version"] == 2
+
+
+def moved_out(flow: dict[str, Any], to: Path) -> Path:
+    """What `recsys run` has made, as if it were moved: the old place is no more."""
+    shutil.copytree(flow["folder"] / "out", to)
+    for path in to.glob("runs/*/manifest.json"):
+        path.write_text(path.read_text().replace(str(flow["folder"]), str(to / "gone")))
+    return to
+
+
+def test_a_changed_gate_is_judged_and_nothing_is_trained(
+    flow: dict[str, Any], tmp_path: Path
+) -> None:
+    out = moved_out(flow, tmp_path / "out")
+    runs = [path.name for path in (out / "runs").iterdir()]
+
+    def run(*settings: str, code: int = 0) -> dict[str, Any]:
+        options = [part for setting in settings for part in ("--set", setting)]
+        done = recsys("run", flow["spec"], "--input", flow["folder"] / "world", "--output", out,
+                      "--json", *options, code=code)  # fmt: skip
+        return json.loads(done.stdout)
+
+    earlier = ["features", "train", "evaluate"]
+    gate = "tasks.click.gate.max_auc_drop=0.1"
+    loose = run(gate)
+    assert loose["skipped"] == earlier
+    assert loose["decision"]["already"]
+    strict = run("tasks.click.gate.min_auc=0.999", code=3)
+    assert strict["skipped"] == earlier
+    # Of this command, not of the spec that the run was trained by.
+    assert strict["decision"]["reasons"][0].endswith("is below the gate of 0.9990")
+    assert [path.name for path in (out / "runs").iterdir()] == runs
+    # Another limit for bad records changes nothing, but a lower one is to be kept.
+    assert run(gate, "data.bad_records=0.5")["skipped"] == [*earlier, "publish"]
+    assert run(gate, "data.bad_records=0.001")["skipped"] == ["train", "evaluate", "publish"]
+
+
+def test_stages_go_on_in_a_folder_that_was_moved(flow: dict[str, Any], tmp_path: Path) -> None:
+    out = moved_out(flow, tmp_path / "out")
+    (run,) = (out / "runs").iterdir()
+    failed = recsys("evaluate", run, code=1)
+    assert "no longer where they were" in failed.stderr and "--features" in failed.stderr
+    done = recsys("evaluate", run, "--features", out / "features", "--json")
+    assert json.loads(done.stdout)["tasks"]["click"]["auc"] > 0.6
+    forced = recsys("publish", run, "--models", out / "models", "--features", out / "features",
+                    "--force", "--json")  # fmt: skip
+    assert "own test rows" not in forced.stdout and json.loads(forced.stdout)["published"]
+    done = recsys("run", flow["spec"], "--input", flow["folder"] / "world", "--output", out,
+                  "--json", "--set", "evaluate.largest=1")  # fmt: skip
+    again = json.loads(done.stdout)
+    assert again["skipped"] == ["features", "train"]
+    assert len(again["metrics"]["slices"]["device"]) == 1
 
 
 def joined_rows(world: Path, spec: Spec, rows: int) -> pa.Table:

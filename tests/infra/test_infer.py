@@ -143,6 +143,37 @@ def test_what_cannot_be_told_is_said(frame: pd.DataFrame, tmp_path: Path) -> Non
         infer(tmp_path / "bad.parquet")
 
 
+def test_what_is_offered_as_a_key_has_no_other_part(frame: pd.DataFrame, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+
+    def offered(names: dict[str, str], **named: str) -> str:
+        frame.rename(columns=names).to_csv(path, index=False)
+        with pytest.raises(UserError, match="column was found") as caught:
+            infer(path, **named)
+        return caught.value.fix
+
+    # Not the user, by its name or by what was said.
+    names = {"user_id": "customer_id", "item_id": "offer_id"}
+    assert offered(names) == "Name it: --item COLUMN, such as offer_id."
+    names = {"user_id": "visit_id", "item_id": "offer_id"}
+    assert offered(names, user="visit_id") == "Name it: --item COLUMN, such as offer_id."
+    names = {"user_id": "visit_id", "item_id": "sku_id"}
+    assert offered(names, item="sku_id") == "Name it: --user COLUMN, such as visit_id."
+    names = {"user_id": "visit_id"}
+    assert offered(names) == "Name it: --user COLUMN, such as visit_id."
+    # Where none is named like an id, other values that can be told apart, but no times or labels.
+    assert offered({"item_id": "offer"}) == "Name it: --item COLUMN, such as offer."
+
+
+def test_the_model_is_described_as_it_is(frame: pd.DataFrame, tmp_path: Path) -> None:
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    text = infer(tmp_path / "t.csv")
+    assert "one without, and boosted trees beside them:\n" in text
+    keys = frame[["user_id", "item_id", "clicked", "bought"]]
+    keys.to_csv(tmp_path / "t.csv", index=False)
+    assert "three with dropout and one without:\n" in infer(tmp_path / "t.csv")
+
+
 def test_what_is_left_out_is_said(frame: pd.DataFrame, tmp_path: Path) -> None:
     days = pd.Timestamp("2025-01-01") + pd.to_timedelta(np.arange(len(frame)) % 20, "D")
     odd = frame.drop(columns="ts").assign(liked=0, order_date=days.strftime("%d %B %Y"))
@@ -156,7 +187,7 @@ def test_what_is_left_out_is_said(frame: pd.DataFrame, tmp_path: Path) -> None:
 
 def test_infinite_numbers_are_said(frame: pd.DataFrame, tmp_path: Path) -> None:
     price = frame["price"].where(frame.index >= len(frame) // 4, np.inf)
-    assert "infinite" not in infer(_written(frame, tmp_path / "none.csv"))
+    assert "an infinite" not in infer(_written(frame, tmp_path / "none.csv"))
     text = infer(_written(frame.assign(price=price), tmp_path / "some.csv"))
     assert "# 25.00% of the rows have an infinite 'price'; the feature job calls them bad" in text
 

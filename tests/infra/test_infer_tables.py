@@ -665,7 +665,7 @@ def test_names_are_known_however_they_are_written(tmp_path: Path) -> None:
     assert (spec.data.keys.user, spec.data.keys.item) == (" userId", "ITEM ID")
     assert [task.label.column for task in spec.tasks] == ["isClick", "purchase"]  # type: ignore[union-attr]
     far = log().rename(columns={"item_id": "hotel_id"})
-    assert "--item COLUMN, such as user_id, hotel_id." in refused(written(far, tmp_path))
+    assert "--item COLUMN, such as hotel_id." in refused(written(far, tmp_path))
 
 
 @pytest.mark.parametrize("name", ["request_id", "srch_id", "page"])

@@ -12,13 +12,16 @@ from pathlib import Path
 import pytest
 
 from recsys.artifacts import (
+    put_in_place,
     read_manifest,
     require_fingerprint,
+    versions,
     write_folder,
     write_json,
     write_manifest,
 )
 from recsys.errors import SpecError, UserError
+from recsys.spec import Spec, dumps, fingerprints, loads
 
 
 def test_a_folder_that_fails_leaves_nothing(tmp_path: Path) -> None:
@@ -85,6 +88,15 @@ def test_a_full_disk_leaves_the_old_artifact(tmp_path: Path) -> None:
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1000
 
 
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path: Path) -> None:
+    with write_folder(tmp_path / "out") as folder:
+        (folder / "a").write_text("old")
+    with pytest.raises(FileNotFoundError):
+        put_in_place(tmp_path / "lost", tmp_path / "out")
+    assert (tmp_path / "out" / "a").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
 def test_json_has_no_nan(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"x": float("nan"), "y": [1.5, float("inf")]})
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": None, "y": [1.5, None]}
@@ -108,13 +120,48 @@ def test_manifests_are_refused_by_kind_format_and_damage(tmp_path: Path) -> None
         read_manifest(tmp_path, "features")
 
 
-def test_a_mismatch_names_both_and_the_remedy(tmp_path: Path) -> None:
+def _shop(encode: str = "vocabulary", dim: int = 16) -> Spec:
+    return loads(f"""
+name: shop
+data: {{impressions: log.csv, keys: {{user: u, item: i}}, split: {{validation: 0.1, test: 0.1}}}}
+features: [{{name: user, column: u, owner: user, encode: {encode}}}]
+tasks: [{{name: click, label: {{column: click}}}}]
+model: {{dim: {dim}}}
+""")
+
+
+def test_a_mismatch_names_the_fields_and_the_remedy(tmp_path: Path) -> None:
+    made = _shop("{kind: vocabulary, min_count: 2}")
+    (tmp_path / "spec.yaml").write_text(dumps(made))
+    manifest = {"fingerprints": fingerprints(made)}
+    for same in (made, _shop("{kind: vocabulary, min_count: 2, combiner: sum}", dim=8)):
+        require_fingerprint(manifest, "features", same, where=tmp_path, fix="x")
+    with pytest.raises(UserError, match="its `features` differ") as caught:
+        require_fingerprint(manifest, "features", _shop(), where=tmp_path, fix="recsys features")
+    assert caught.value.expected == "features.user.encode.min_count 1"
+    assert caught.value.found == "features.user.encode.min_count 2"
+    assert caught.value.where == str(tmp_path / "spec.yaml")
+    assert caught.value.fix == "recsys features"
+
+
+def test_a_mismatch_without_a_field_names_both_fingerprints(tmp_path: Path) -> None:
     manifest = {"fingerprints": {"features": "aaaa"}}
-    require_fingerprint(manifest, "features", "aaaa", where="F", fix="x")
-    with pytest.raises(UserError) as caught:
-        require_fingerprint(manifest, "features", "bbbb", where="F", fix="recsys features ...")
-    assert "aaaa" in str(caught.value) and "bbbb" in str(caught.value)
-    assert "recsys features ..." in str(caught.value)
+    wanted = fingerprints(_shop())["features"]
+    for spec in (None, _shop()):  # none to compare with, then one of an earlier release
+        if spec is not None:
+            (tmp_path / "spec.yaml").write_text(dumps(spec))
+        with pytest.raises(UserError) as caught:
+            require_fingerprint(manifest, "features", _shop(), where=tmp_path, fix="x")
+        assert caught.value.expected == f"features {wanted}"
+        assert caught.value.found == "features aaaa"
+
+
+def test_versions_are_folders_named_by_a_plain_number(tmp_path: Path) -> None:
+    assert versions(tmp_path / "none") == []
+    for name in ("1", "01", "2", "10", "²", ".publish-x.partial", "latest"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "11").write_text("a file")
+    assert versions(tmp_path) == [10, 2, 1]
 
 
 def test_errors_cross_processes_whole() -> None:

@@ -107,6 +107,14 @@ class TestDynamicWeightAverage:
             constant(balancer, dict(zip("ab", losses, strict=True)))
             np.testing.assert_allclose(balancer.weights, [1.0, 1.0], rtol=1e-6)
 
+    def test_a_task_of_weight_zero_does_not_pull_the_others(self) -> None:
+        balancer = make_balancer("dwa", ["a", "b", "c"], {"b": 0.0}, window=1, temperature=1.0)
+        for losses in ((1.0, 1.0, 1.0), (0.5, 5.0, 1.0)):
+            constant(balancer, dict(zip("abc", losses, strict=True)))
+        e = np.exp([0.5, 1.0])  # ratios of a and c
+        a, c = 2 * e / e.sum()
+        np.testing.assert_allclose(balancer.weights, [a, 1.0, c], rtol=1e-6)
+
     def test_an_overflow_leaves_the_state_alone(self) -> None:
         balancer = make_balancer("dwa", ["a", "b"], window=2, temperature=1.0)
         for losses in ((1.0, 4.0), (math.inf, 4.0), (3.0, 4.0), (1.0, 6.0), (1.0, 2.0)):

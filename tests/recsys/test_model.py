@@ -737,6 +737,13 @@ def test_outputs_are_the_funnel_product_in_numpy_and_in_graph() -> None:
         np.testing.assert_allclose(graph[name], values, rtol=1e-5, atol=1e-6)
 
 
+def test_an_answer_by_logarithm_is_never_infinite() -> None:
+    spec = loads(EVERY_ENCODING)
+    logits = np.array([[50.0, 50.0, 800.0]], np.float32)
+    for answers in (probabilities(spec, logits), Outputs(spec)(tf.constant(logits))):
+        assert np.isfinite(float(answers["value"][0])) and answers["value"][0] > 1e34
+
+
 def test_a_joint_head_answers_for_both_and_never_more_than_its_parent() -> None:
     text = EVERY_ENCODING.replace("space: observed, inverse_propensity: true", "space: joint")
     spec = loads(text.replace("{column: v}, given: click", "{column: v}, given: buy"))

@@ -9,7 +9,7 @@ import jsonschema
 import orjson
 import pytest
 
-from recsys.spec import Spec
+from recsys.spec import Spec, loads
 from serving.body import parse_json
 from serving.contract import Contract
 from serving.faults import SHOWN_FAULTS, BodyFault, RequestError
@@ -273,6 +273,60 @@ def test_malformed_json_is_told_where(contract: Contract, body: bytes, place: st
 def test_json_constants() -> None:
     assert parse_json(b"[Infinity, -Infinity]") == [math.inf, -math.inf]
     assert math.isnan(parse_json(b"[NaN]")[0])
+
+
+COMPUTED = """
+name: shop
+data:
+  impressions: {path: rows.csv}
+  keys: {user: user, item: item}
+  time: {column: time, unit: s}
+  split: {train_to: 2026-01-08, validation_to: 2026-01-09}
+features:
+  - {name: user, owner: user, encode: vocabulary}
+  - {name: item, owner: item, encode: vocabulary}
+  - {name: device, owner: context, encode: vocabulary}
+  - {name: past, owner: user, encode: {kind: history, of: item}}
+  - {name: item_rate, owner: item, encode: {kind: counter, by: [item], task: click}}
+  - {name: pair_rate, owner: context, encode: {kind: counter, by: [user, shelf], task: click}}
+tasks:
+  - {name: click, label: {column: click}}
+"""
+
+
+def test_what_the_feature_job_computes_is_not_asked_for() -> None:
+    contract = Contract(loads(COMPUTED))
+    # Sent, these placeholders would stand above what the tables hold.
+    assert contract.example() == {
+        "user": {"id": "u1"},
+        "context": {"device": "a", "shelf": "a"},
+        "candidates": ["i1", {"id": "i2", "features": {}}],
+        "top_k": 2,
+    }
+    parsed = contract.parse(json.dumps(contract.example()).encode())
+    assert not parsed.user and not parsed.items
+    body = {"user": {"id": 1}, "context": {"plac": 1}, "candidates": [1]}
+    (fault,) = refusal(contract, body).faults
+    assert fault.expected == "one of device, shelf"
+    body = {"user": {"id": 1, "features": {"x": 1}}, "candidates": [1]}
+    assert refusal(contract, body).faults[0].expected == "one of user"
+
+
+def test_what_the_feature_job_computes_may_be_sent_and_the_schema_says_so() -> None:
+    contract = Contract(loads(COMPUTED))
+    body = {"user": {"id": 1, "features": {"past": ["i1"]}}, "context": {"pair_rate": 0.5},
+            "candidates": [{"id": 1, "features": {"item_rate": 2}}]}  # fmt: skip
+    request = contract.parse(json.dumps(body).encode())
+    assert request.context == {"pair_rate": 0.5} and request.user == {"past": "i1"}
+    jsonschema.validate(body, contract.request_schema())
+    told = {
+        name: column.get("description", "")
+        for record in contract.request_schema()["$defs"].values()
+        for name, column in record["properties"].items()
+    }
+    for name, column in told.items():
+        computed = name in ("past", "item_rate", "pair_rate")
+        assert ("send only to override" in column) == computed, name
 
 
 def test_the_schema_takes_what_the_parser_takes(contract: Contract) -> None:

@@ -39,7 +39,8 @@ BODY = {
 
 PROGRAM = """
 import json, sys
-from serving import serve
+from serving import log_to_stderr, serve
+log_to_stderr()
 serve(sys.argv[1], sys.argv[2], ready=lambda url: print(url, flush=True),
       **json.loads(sys.argv[3]))
 print("ended", flush=True)
@@ -69,9 +70,9 @@ def process(
 
     threading.Thread(target=read, daemon=True).start()
     try:
-        # Ray may say something of its own before.
-        while not (url := lines.get(timeout=240)).startswith("http"):
-            assert url, child.stderr.read()
+        # Standard output is the program's own, whatever Ray has to say.
+        url = lines.get(timeout=240)
+        assert url.startswith("http"), url or child.stderr.read()
         yield url, child
     finally:
         child.send_signal(signal.SIGTERM)
@@ -91,6 +92,7 @@ def test_local_ends_well_on_sigterm(models: Path, features: Path) -> None:
     with process(models, features, engine="local") as (url, child):
         assert told(httpx.post(f"{url}/v1/rank", json=BODY, timeout=30))["model_version"] == 1
     assert child.returncode == 0
+    assert child.stderr is not None and "INFO loading version 1\n" in child.stderr.read()
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/healthz", timeout=30)
 
@@ -120,6 +122,12 @@ def test_both_engines_answer_the_same(models: Path, features: Path) -> None:
             theirs_bad = httpx.post(f"{url}/v1/rank", content=body, timeout=30)
             assert (theirs_bad.status_code, theirs_bad.json()) == (status, ours_bad.json())
     assert child.returncode == 0
+    assert child.stderr is not None
+    said = child.stderr.read()
+    steps = ("reading the feature tables", "loading version 1", "starting Ray", "starting 2 rep")
+    assert sorted(steps, key=said.index) == list(steps)
+    # Neither that options are not applied, nor that the controller, which it ended, is dead.
+    assert not re.search(r"raylet|RAY_|serve \d+ --|http_options", said), said
 
 
 @pytest.mark.parametrize("engine", ["local", "ray"])

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from recsys.errors import UserError
-from recsys.spec import Spec, fingerprints
+from recsys.spec import Spec, change, fingerprints
 from serving.engine import running
 from serving.live import Live, frequent_switches
 from serving.metrics import Metrics
@@ -241,10 +241,7 @@ def test_tables_of_other_features_are_refused_with_both_named(
 
 def changed(spec: Spec) -> Spec:
     """The spec with a feature encoded otherwise: other features, the same raw columns."""
-    text = spec.model_copy(
-        update={"features": (spec.features[0].model_copy(update={"dim": 3}), *spec.features[1:])}
-    )
-    return text
+    return change(spec, ["features.user_id.encode.min_count=2"])
 
 
 def test_tables_built_anew_are_taken_up(

@@ -39,6 +39,7 @@ def test_a_run_survives_the_loss_of_a_worker(machine: None, larger: Path, tmp_pa
     run.mkdir()
     alone.mkdir()
     killed: list[int] = []
+    told: list[tuple[str, int, int, str]] = []
     over = threading.Event()
 
     def kill() -> None:
@@ -52,11 +53,14 @@ def test_a_run_survives_the_loss_of_a_worker(machine: None, larger: Path, tmp_pa
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        fit_on_ray(Job(spec, larger, run), 2, progress=lambda *_: None)
+        fit_on_ray(Job(spec, larger, run), 2, progress=lambda *what: told.append(what))
     finally:
         over.set()
         killer.join()
     assert len(killed) == 1
+    epochs = [what for what in told if what[0] == "epoch"]
+    assert [(done, total) for _, done, total, _ in epochs][-2:] == [(1, 2), (2, 2)]
+    assert all(words.startswith("AUC click 0.") for *_, words in epochs)
     last = read_progress(run, rank=1)
     assert last is not None and last["pid"] != killed[0]
     fit(Job(spec, larger, alone))

@@ -83,6 +83,9 @@ def test_what_validation_told_is_told_by_rows_that_training_lacked(
     for task, metrics in plainly["tasks"].items():
         assert told["tasks"][task] == pytest.approx(metrics, abs=1e-4)
     assert len(read_json(run / "history.json")) == 2
+    moved = shutil.copytree(features, tmp_path / "moved")
+    with pytest.raises(UserError, match="trained anew on the validation rows"):
+        training.evaluate(run, "validation", features=moved)
     with pytest.raises(UserError, match="trained anew on the validation rows"):
         training.evaluate(run, "validation")
     # Nor may it be a champion there.

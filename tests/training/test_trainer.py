@@ -18,13 +18,12 @@ from make_features import make_columns, small_spec
 
 import training
 from recsys import metrics
-from recsys.artifacts import read_manifest
+from recsys.artifacts import read_manifest, versions
 from recsys.errors import UserError
-from recsys.spec import Spec, dumps, load
+from recsys.spec import Spec, change, dumps, load
 from recsys.spec.records import Balancing, Gate, Ple, Ranking, Variant
 from training.checkpoints import Store
 from training.gate import Promote, Reject
-from training.publishing import versions
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,7 +36,9 @@ def run(features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
     stages: list[str] = []
     training.train(small_spec(), features, folder, progress=lambda stage, *_: stages.append(stage))
-    assert [s for s in dict.fromkeys(stages)] == ["read", "build", "train", "validate", "finish"]
+    assert [s for s in dict.fromkeys(stages)] == [
+        "read", "build", "train", "validate", "epoch", "finish",
+    ]  # fmt: skip
     return folder
 
 
@@ -172,6 +173,16 @@ def test_features_of_another_spec_are_refused(features: Path, tmp_path: Path) ->
     with pytest.raises(UserError, match="another spec") as error:
         training.train(other, features, tmp_path / "run")
     assert "recsys features" in error.value.fix and not (tmp_path / "run").exists()
+    gone = spec.features[-1].name
+    assert f"features.{gone}.owner (none)" in error.value.expected
+    assert f'features.{gone}.owner "{spec.features[-1].owner}"' in error.value.found
+    # A --set that `recsys features` alone was given.
+    changed = change(spec, ["features.user.encode.min_count=3"])
+    with pytest.raises(UserError, match="another spec") as error:
+        training.train(changed, features, tmp_path / "run")
+    assert error.value.expected == "features.user.encode.min_count 3"
+    assert error.value.found == "features.user.encode.min_count 1"
+    assert "--set" in error.value.fix
 
 
 def test_a_run_is_not_written_over(features: Path, run: Path, tmp_path: Path) -> None:
@@ -367,14 +378,14 @@ def test_publishing(run: Path, tested: dict[str, Any], tmp_path: Path) -> None:
     assert set(manifest["fingerprints"]) == {"features", "model", "serve"}
     assert manifest["version"] == 1 and manifest["metrics"]["tasks"] == tested["tasks"]
     again = training.publish(run, models)
-    assert again == Promote(1, models / "1", ("this run is published",), already=True)
+    assert again == Promote(1, models / "1", already=True)
     second = training.publish(_twin(run, tmp_path, "twin"), models)
     assert isinstance(second, Promote) and second.version == 2
     # A number is not used again, even where its version is gone.
     shutil.rmtree(models / "2")
     third = training.publish(_twin(run, tmp_path, "third"), models)
     assert isinstance(third, Promote) and third.version == 3
-    assert versions(models) == [1, 3]
+    assert versions(models) == [3, 1]
     forced = training.publish(run, models, force=True)
     assert isinstance(forced, Promote) and forced.version == 4 and not forced.already
     assert not [p for p in models.iterdir() if p.name.endswith(".partial")]
@@ -397,6 +408,57 @@ def test_a_gate_refuses_with_numbers_unless_forced(
     assert not (tmp_path / "models").exists()
     forced = training.publish(strict, tmp_path / "models", force=True)
     assert isinstance(forced, Promote) and forced.notes[0].startswith("waived: click: AUC")
+
+
+def test_a_published_run_is_judged_again_by_another_gate(
+    run: Path, tested: dict[str, Any], tmp_path: Path
+) -> None:
+    models, auc = tmp_path / "models", tested["tasks"]["click"]["auc"]
+    assert isinstance(training.publish(_twin(run, tmp_path, "old"), models), Promote)
+    new = _twin(run, tmp_path, "new")
+    assert isinstance(training.publish(new, models), Promote)
+    loose = dumps(_gated(small_spec(), max_auc_drop=0.5))
+    (new / "spec.yaml").write_text(loose)
+    again = training.publish(new, models)
+    # By the champion that it came after, of which it is a twin; not by itself.
+    assert isinstance(again, Promote) and again.already and again.version == 2
+    assert f"click: AUC {auc:.4f}, the champion's {auc:.4f}" in again.notes
+    (new / "spec.yaml").write_text(dumps(_gated(small_spec(), min_auc=0.99)))
+    refused = training.publish(new, models)
+    assert isinstance(refused, Reject)
+    assert refused.reasons[0].endswith("is below the gate of 0.9900")
+    assert refused.reasons[-1].startswith("version 2 of this run stands")
+    assert versions(models) == [2, 1]
+
+
+def test_features_that_were_moved_are_found_by_name(
+    features: Path, run: Path, tested: dict[str, Any], tmp_path: Path
+) -> None:
+    moved = Path(shutil.copytree(features, tmp_path / "out" / "features"))
+    gone = str(tmp_path / "gone")
+    models = tmp_path / "models"
+    assert isinstance(training.publish(run, models), Promote)
+    _with_manifest(models / "1", metrics={**tested, "tasks": {"click": {"auc": 0.123}}})
+    mine = _twin(run, tmp_path, "mine", features_folder=gone)
+    with pytest.raises(UserError, match="no longer where they were") as error:
+        training.evaluate(mine)
+    assert error.value.where == gone and "--features" in error.value.fix
+    assert training.evaluate(mine, features=moved) == tested
+    # Without them the champion cannot be measured on these rows, and the decision says so.
+    decision = training.publish(mine, models)
+    assert isinstance(decision, Promote) and "champion's 0.1230" in decision.notes[0]
+    assert "--features says where" in decision.notes[-1]
+    shutil.rmtree(models / "2")
+    auc = tested["tasks"]["click"]["auc"]
+    decision = training.publish(mine, models, features=moved)
+    assert isinstance(decision, Promote)
+    assert not any("own test rows" in note for note in decision.notes)
+    assert f"the champion's {auc:.4f}" in decision.notes[0]
+    # One that was named and is another's is refused, not passed over.
+    other = _with_manifest(Path(shutil.copytree(features, tmp_path / "other")), learned="other")
+    mine = _twin(run, tmp_path, "third", features_folder=gone, learned="mine")
+    with pytest.raises(UserError, match="built anew"):
+        training.publish(mine, models, features=other, force=True)
 
 
 def test_publishing_fails_whole(
@@ -433,9 +495,7 @@ def test_a_damaged_version_is_published_again(
     third = training.publish(twin, models)
     # Neither is a champion to compare with.
     assert third == Promote(3, models / "3")
-    assert training.publish(twin, models) == replace(
-        third, notes=("this run is published",), already=True
-    )
+    assert training.publish(twin, models) == replace(third, already=True)
 
 
 def test_a_damaged_export_is_not_published(

@@ -70,12 +70,13 @@ def test_gradient_has_distinct_indices_and_sums_repetitions():
     assert by_row == {0: 0.0, 1: 3.0, 3: 1.0, 4: 2.0, 5: 5.0}
 
 
-def test_lookup_all_makes_one_gather_of_distinct_rows():
-    layer = numbered()
+def test_several_lists_make_one_gather_of_distinct_rows():
+    layer = numbered(lists={"users": "user", "items": "item"})
     with tf.GradientTape() as tape:
-        users, items = layer.lookup_all(
-            [("user", tf.constant([1, 1])), ("item", tf.constant([[1, 0, 1]]))]
-        )
+        found = layer({"lists": {"users": tf.constant([1, 1]), "items": tf.constant([[1, 0, 1]])}})[
+            "lists"
+        ]
+        users, items = found["users"], found["items"]
         loss = tf.reduce_sum(users) + tf.reduce_sum(items)
     np.testing.assert_array_equal(users[:, 0], [2, 2])
     np.testing.assert_array_equal(items[..., 0], [[5, 4, 5]])
@@ -157,26 +158,43 @@ def test_projection_is_of_each_table():
 
 
 def test_pool_by_hand():
-    layer = numbered()
+    layer = numbered(lists={"seen": "user"})
+
+    def pooled(ids, weights=None, combiner="mean"):
+        return pool_list(layer({"lists": {"seen": ids}})["lists"]["seen"], ids, weights, combiner)
+
     ids = tf.constant([[0, 2, -1], [1, -1, -1], [-1, -1, -1]])
-    np.testing.assert_array_equal(layer.pool("user", ids)[:, 0], [2.0, 2.0, 0.0])
-    np.testing.assert_array_equal(layer.pool("user", ids, combiner="sum")[:, 0], [4.0, 2.0, 0.0])
+    np.testing.assert_array_equal(pooled(ids)[:, 0], [2.0, 2.0, 0.0])
+    np.testing.assert_array_equal(pooled(ids, combiner="sum")[:, 0], [4.0, 2.0, 0.0])
     # Weights on padding are ignored, NaN included.
     weights = tf.constant([[1.0, 3.0, 7.0], [0.5, np.nan, 1.0], [1.0, 1.0, 1.0]])
-    weighted = layer.pool("user", ids, weights)
+    weighted = pooled(ids, weights)
     np.testing.assert_array_equal(weighted[:, 0], [2.5, 2.0, 0.0])
-    summed = layer.pool("user", ids, weights, combiner="sum")
+    summed = pooled(ids, weights, combiner="sum")
     np.testing.assert_array_equal(summed[:, 0], [10.0, 1.0, 0.0])
     with pytest.raises(ValueError, match="combiner"):
-        layer.pool("user", ids, combiner="max")
+        pooled(ids, combiner="max")
     with pytest.raises(ValueError, match="requires"):
         pool_list(tf.zeros([2, 3]), tf.zeros([2, 3], tf.int32))
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_lists_are_joined_exactly_in_half_precision(dtype):
+    ids = tf.zeros([1, 4096], tf.int32)
+    ones = tf.ones([1, 4096, 2], dtype)
+    assert pool_list(ones, ids).numpy().tolist() == [[1.0, 1.0]]
+    assert pool_list(ones, ids, combiner="sum").numpy().tolist() == [[4096.0, 4096.0]]
+    two = tf.constant([[[1.0], [3.0]]], dtype)
+    for large in (40_000.0, 70_000.0, 1e-8):
+        weights = tf.constant([[large, large]])
+        assert float(pool_list(two, tf.zeros([1, 2], tf.int32), weights)[0, 0]) == 2.0
+
+
 def test_pooled_gradient_leaves_padding_out():
-    layer = numbered()
+    layer = numbered(lists={"seen": "user"})
+    ids = tf.constant([[0, 2, -1, -1]])
     with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(layer.pool("user", tf.constant([[0, 2, -1, -1]])))
+        loss = tf.reduce_sum(pool_list(layer({"lists": {"seen": ids}})["lists"]["seen"], ids))
     grad = tf.convert_to_tensor(tape.gradient(loss, layer.table))
     np.testing.assert_array_equal(grad[:, 0], [0, 0.5, 0, 0.5, 0, 0])
 
@@ -184,7 +202,7 @@ def test_pooled_gradient_leaves_padding_out():
 def test_unknown_names_are_refused():
     layer = numbered(lists={"history": "item"})
     with pytest.raises(ValueError, match="query"):
-        layer.lookup("query", tf.constant([1]))
+        layer.offset("query")
     with pytest.raises(ValueError, match="other"):
         layer({"lists": {"other": tf.constant([[1]])}})
 

@@ -64,9 +64,9 @@ def test_floats_are_refused():
 
 
 def test_hashed_embedding_is_the_sum_of_its_rows():
-    layer = FusedEmbedding({"user": 3, "item": 11}, 4, stddev=1.0)
-    ids = tf.constant([[12345, -1]], tf.int64)
-    found = layer.hashed("item", ids, hashes=2, salt=5)
-    rows = hash_rows(ids, 11, 2, 5)[0, 0].numpy() + layer.offset("item")
+    layer = FusedEmbedding({"user": 3, "item": 11}, 4, stddev=1.0, lists={"wide": "item"})
+    ids = hash_rows(tf.constant([[12345, -1]], tf.int64), 11, 2, 5)
+    found = tf.reduce_sum(layer({"lists": {"wide": ids}})["lists"]["wide"], axis=-2)
+    rows = ids[0, 0].numpy() + layer.offset("item")
     np.testing.assert_allclose(found[0, 0], layer.table.numpy()[rows].sum(axis=0), rtol=1e-6)
     np.testing.assert_array_equal(found[0, 1], np.zeros(4))

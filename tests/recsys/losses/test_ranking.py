@@ -123,6 +123,20 @@ def test_a_weight_is_a_number_of_rows(loss) -> None:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
+def test_a_row_of_weight_zero_is_no_row(loss) -> None:
+    # The last group has one row left; the third row of the first would underflow the others.
+    labels = np.array([1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0])
+    logits = np.array([0.0, 1.0, 200.0, 0.5, 0.2, -1.0, 0.3])
+    groups = np.array([1, 1, 1, 2, 2, 3, 3])
+    weights = np.array([1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0])
+    kept = weights > 0
+    found = loss(*map(tf.constant, (labels, logits, groups, weights)))
+    left = loss(*(tf.constant(x[kept]) for x in (labels, logits, groups)))
+    expected = (math.log1p(math.e) + math.log1p(math.exp(-0.3))) / 2
+    np.testing.assert_allclose([found, left], [expected, expected], rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
 def test_a_shift_of_a_group_changes_nothing(loss) -> None:
     y, g = tf.constant([1, 0, 0, 1]), tf.constant([1, 1, 2, 2])
     x = tf.constant([0.2, -1.0, 2.0, 0.1])

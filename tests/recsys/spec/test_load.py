@@ -158,6 +158,15 @@ def test_a_name_that_dangles_since_its_record_is_faulty_is_no_second_fault() -> 
         (("name: shop", "name: shop\ntrain: {weight_decay: .inf}"), "weight_decay", "finite"),
         (("name: shop", "name: shop\nserve: {blend: {buy: .nan}}"), "blend", "finite"),
         (("given: click", "given: click, weight: 1e999"), "weight", "finite"),
+        (("name: shop", "name: shop\nevaluate: {slices: [price, price]}"), "slices[1]", "twice"),
+        (("encode: vocabulary}", "table: a/b, encode: vocabulary}"), "table", "a/b"),
+        (("encode: vocabulary}", "encode: {kind: hash, buckets: 3000000000}}"), "buckets",
+         "less than"),
+        (("encode: vocabulary}", "separator: '', encode: {kind: vocabulary, max_length: 3}}"),
+         "separator", "at least 1 character"),
+        (("encode: vocabulary}", "encode: {kind: vocabulary, combiner: sum}}"),
+         "encode.combiner", "set encode.max_length"),
+        (("name: shop", "name: shop\nmodel: &all {shared: [*all]}"), "", "holds itself"),
     ],
 )  # fmt: skip
 def test_each_fault_is_named(change: tuple[str, str], where: str, message: str) -> None:
@@ -188,7 +197,20 @@ def test_a_fault_of_all_that_a_list_holds_is_one_fault(
     assert where in place and message in said
 
 
-@pytest.mark.parametrize("text", ["", "- a", "name: [", "name: shop\n\tx: 1", "3"])
+def test_a_log_of_actions_may_have_any_name() -> None:
+    for name in ("split", "loss", "history"):
+        text = SHOP.replace(
+            "  impressions: log.csv",
+            f"  actions: {{{name}: {{path: clicks, time: {{column: at, unit: s}}}}}}\n"
+            "  impressions: log.csv",
+        )
+        assert not any("kind" in where for where in faults_of(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "- a", "name: [", "name: shop\n\tx: 1", "3", "a: &a {b: *a}", "a: &a [*a]"],
+)
 def test_what_is_no_spec_is_one_clear_fault(text: str) -> None:
     with pytest.raises(SpecError, match="shop.yaml:1|shop.yaml:2"):
         loads(text, "shop.yaml")
