@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import logging
-import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from apache_beam.options.pipeline_options import (
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.runner import create_runner
 
+from recsys.cores import cores_at_hand
 from recsys.errors import EXIT_WRONG_USE, UserError, of_system
 
 _MARK = "recsys-user-error:"
@@ -168,10 +168,10 @@ def use_cores() -> None:
     """Limit TensorFlow's threads to the cores that this process may use."""
     import tensorflow as tf
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = cores_at_hand()
     try:
-        tf.config.threading.set_intra_op_parallelism_threads(cores or 1)
-        tf.config.threading.set_inter_op_parallelism_threads(cores or 1)
+        tf.config.threading.set_intra_op_parallelism_threads(cores)
+        tf.config.threading.set_inter_op_parallelism_threads(cores)
     except RuntimeError:
         return  # TensorFlow has started already, with the threads that its first user chose.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infra.interrupt import interrupted, listen
+from infra.interrupt import exit_code, interrupted, listen
 from recsys import __version__
 from recsys.errors import EXIT_REFUSED, EXIT_WRONG_USE, UserError, of_system
 
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 
 EXIT_INTERRUPTED = 130
+"""What Typer ends with by itself on an interruption."""
 
 SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="The spec, a YAML file.")]
 Input = Annotated[
@@ -487,7 +488,7 @@ _GOES_ON = {
 
 def main() -> None:
     """Entry point: errors of the user are words, not tracebacks."""
-    listen()
+    listen(terminated=_command() in _GOES_ON)
     try:
         app()
     except UserError as error:
@@ -508,9 +509,12 @@ def main() -> None:
         _fail(str(told), told.exit_code)
 
 
+def _command() -> str:
+    return sys.argv[1] if len(sys.argv) > 1 else ""
+
+
 def _fail_interrupted() -> None:
-    command = sys.argv[1] if len(sys.argv) > 1 else ""
-    _fail("Interrupted." + _GOES_ON.get(command, ""), EXIT_INTERRUPTED)
+    _fail("Interrupted." + _GOES_ON.get(_command(), ""), exit_code())
 
 
 def _fail(message: str, code: int) -> None:

@@ -1,24 +1,34 @@
-"""Ctrl-C, where libraries swallow it or dress it up as an error of their own."""
+"""Ctrl-C and SIGTERM, where libraries swallow them or dress them up as errors of their own."""
 
 from __future__ import annotations
 
 import signal
-import threading
 from types import FrameType
 
-_ASKED = threading.Event()
+_ASKED: list[int] = []
 
 
-def listen() -> None:
-    """Remember a Ctrl-C from here on, and interrupt as Python does."""
+def listen(terminated: bool = False) -> None:
+    """Remember a Ctrl-C from here on, and interrupt as Python does.
+
+    Args:
+        terminated: Interrupt by a SIGTERM alike, which else ends the process without a word.
+    """
     signal.signal(signal.SIGINT, _asked)
+    if terminated:
+        signal.signal(signal.SIGTERM, _asked)
 
 
 def interrupted() -> bool:
-    """Whether Ctrl-C was pressed."""
-    return _ASKED.is_set()
+    """Whether the process was asked to end."""
+    return bool(_ASKED)
+
+
+def exit_code() -> int:
+    """What a process answers that was asked to end: 128 and the number of the signal."""
+    return 128 + (_ASKED[0] if _ASKED else signal.SIGINT)
 
 
 def _asked(number: int, frame: FrameType | None) -> None:
-    _ASKED.set()
+    _ASKED.append(number)
     signal.default_int_handler(number, frame)

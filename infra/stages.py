@@ -135,7 +135,8 @@ def run_all(
         stages.done("evaluate", keys["evaluate"])
     decision = stages.result("publish")
     # The folder may have been moved since: where the version lies is known by its number.
-    if stages.stale("publish", keys["publish"], _version(models, decision) / MANIFEST):
+    version = _version(models, decision) / MANIFEST
+    if stages.stale("publish", keys["publish"], version, again=force):
         decision = decision_json(gate(run, models, force, features))
         if decision["published"]:
             made = read_json(_version(models, decision) / MANIFEST)

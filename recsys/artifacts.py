@@ -94,6 +94,24 @@ def put_in_place(aside: Path, path: Path) -> None:
     sync_file(path.parent)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what writers that were killed left in a folder; nobody may be writing there.
+
+    What a writer had moved aside comes back, where nothing has taken its place.
+    """
+    for old in folder.glob(".*.old-*"):
+        path = old.with_name(old.name[1:].rpartition(".old-")[0])
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.rename(old, path)
+    for partial in folder.glob(".*.partial"):
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+
+
 def share_tree(folder: Path) -> None:
     """Let those who may read a folder read what is below it, in spite of a strict umask.
 

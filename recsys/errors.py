@@ -60,6 +60,21 @@ class UserError(Exception):
         return {name: getattr(self, name) for name in names}
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says in one line; its kind where it says nothing.
+
+    >>> first_line(ValueError("no number\\nat line 3")), first_line(TimeoutError())
+    ('no number', 'TimeoutError')
+    """
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def kind_and_line(error: BaseException) -> str:
+    """As `first_line`, after the kind of the error: for those whose words alone say little."""
+    kind, line = type(error).__name__, first_line(error)
+    return kind if line == kind else f"{kind}: {line}"
+
+
 _FULL = "Free space or choose another folder; nothing half-written was left."
 _RIGHTS = "Let this user read it, or write where it is an output."
 _IN_THE_WAY = "Name another output."

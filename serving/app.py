@@ -18,12 +18,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from recsys.cores import cores_at_hand
 from serving.contract import Contract
 from serving.faults import RequestError
 from serving.live import Live
 from serving.logs import NAME
 from serving.metrics import Metrics
-from serving.scorer import cores_at_hand
 
 log = logging.getLogger(NAME)
 

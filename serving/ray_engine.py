@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from recsys.cores import cores_at_hand
 from recsys.errors import UserError
 from recsys.quiet_ray import ENVIRONMENT, quiet_ray
 from serving.live import Live
@@ -146,7 +147,7 @@ def _connect(address: str | None) -> None:
             include_dashboard=None if address else False,
             log_to_driver=False,
             logging_level="ERROR",
-            **({} if address else {"num_cpus": max(2, os.cpu_count() or 2)}),
+            **({} if address else {"num_cpus": max(2, cores_at_hand())}),
         )
     except (ray.exceptions.RayError, RuntimeError, ValueError, OSError) as error:
         if address is None:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 import recsys  # noqa: F401  (Keras switch first)
-from recsys.errors import UserError
+from recsys.cores import cores_at_hand
+from recsys.errors import UserError, kind_and_line
 from recsys.schema import SCORE, RawColumn, output_names, raw_columns
 from recsys.spec import Spec
 from recsys.spec.names import argument_names
@@ -78,7 +79,7 @@ class Scorer:
         try:
             model = self._tf.saved_model.load(str(self.folder))
         except Exception as error:  # TensorFlow raises as many kinds as there are damages
-            raise self._damaged(_first_line(error)) from error
+            raise self._damaged(kind_and_line(error)) from error
         if "serving_default" not in model.signatures:
             raise self._damaged(f"the signatures {sorted(model.signatures)}")
         return model
@@ -158,17 +159,13 @@ class Scorer:
             try:
                 answer = self.score(columns)
             except Exception as error:  # as above
-                raise self._damaged(_first_line(error)) from error
+                raise self._damaged(kind_and_line(error)) from error
             for name, values in answer.items():
                 if values.shape != (size,) or not np.isfinite(values).all():
                     raise self._damaged(
                         f"{name} = {values[:3]} of shape {values.shape} for a "
                         f"row of missing values, {size} times"
                     )
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
 
 
 def top(scores: np.ndarray, count: int | None) -> np.ndarray:
@@ -195,11 +192,3 @@ def tensorflow() -> Any:
         # Something in this process has used TensorFlow already; its threads stay as they are.
         return tf
     return tf
-
-
-def cores_at_hand() -> int:
-    """Cores that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every system
-        return os.cpu_count() or 1

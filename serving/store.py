@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys.artifacts import MANIFEST, read_manifest
-from recsys.errors import UserError
+from recsys.errors import UserError, first_line
 from recsys.raw import canonical
 from recsys.schema import COUNTED, OWNER_KEY, RawColumn, raw_columns
 from recsys.spec import Spec, load
@@ -150,7 +150,7 @@ def read_table(path: Path) -> pa.Table:
     except FileNotFoundError:
         found = "no such file"
     except (pa.ArrowException, OSError) as error:
-        found = str(error).splitlines()[0]
+        found = first_line(error)
     raise UserError(
         "A feature table cannot be read.",
         where=str(path),

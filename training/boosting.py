@@ -115,6 +115,8 @@ def _forest(
     held: tuple[NDArray[Any], NDArray[Any]] | None,
 ) -> Forest:
     x, y, weights = train.of_task(spec, index)
+    # All alike, weights of 0 would be left out as those of 1 are.
+    x, y, weights = x[weights > 0], y[weights > 0], weights[weights > 0]
     trees = _settings(spec)
     if not count or not len(y) or y.min() == y.max():
         return Forest.empty(trees.leaves)

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from recsys.artifacts import read_json, write_folder, write_json
-from recsys.errors import UserError
+from recsys.errors import UserError, first_line
+from training.writing import writing
 
 _LOG = logging.getLogger(__name__)
 _NAME = re.compile(r"^step-(\d{8,})$")
@@ -38,6 +39,7 @@ class Position:
         best: `checkpoint`, `epoch` and `score` of the best epoch so far.
         stale: Epochs since the best.
         ended: Whether training is over.
+        sums: Of what the epoch's steps so far have shown, by name, and how many `steps` they are.
     """
 
     epoch: int = 0
@@ -47,6 +49,19 @@ class Position:
     best: dict[str, Any] | None = None
     stale: int = 0
     ended: bool = False
+    sums: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def checkpoint(self) -> str:
+        """Name of the checkpoint that is written here."""
+        return f"step-{self.step:08d}"
+
+    def as_best(self, score: float) -> Position:
+        """The position at the end of an epoch that is the best so far."""
+        # The record counts epochs that ended; at an epoch's end the next one is `epoch`.
+        epoch = len(self.history) - 1
+        best = {"checkpoint": self.checkpoint, "epoch": epoch, "score": score}
+        return replace(self, best=best)
 
     @property
     def best_epochs(self) -> int:
@@ -73,24 +88,19 @@ class Store:
         found = [path.name for path in self.folder.iterdir() if _NAME.match(path.name)]
         return sorted(found, key=lambda name: int(name.removeprefix("step-")))
 
-    def save(self, model: Any, position: Position, *, best_score: float | None = None) -> Position:
-        """Write a checkpoint, make it the best if it has a `best_score`, and prune.
+    def save(self, model: Any, position: Position) -> None:
+        """Write a checkpoint, and prune.
 
-        Returns:
-            The position as written.
+        Raises:
+            OSError: There is no space, or no permission.
         """
         import tensorflow as tf
 
-        name = f"step-{position.step:08d}"
-        if best_score is not None:
-            # The record counts epochs that ended; at an epoch's end the next one is `epoch`.
-            best = {"checkpoint": name, "epoch": len(position.history) - 1, "score": best_score}
-            position = replace(position, best=best)
-        with write_folder(self.folder / name, replace=True) as aside:
+        path = self.folder / position.checkpoint
+        with writing(path), write_folder(path, replace=True) as aside:
             tf.train.Checkpoint(model=model).write(str(aside / "state"))
             write_json(aside / _POSITION, asdict(position))
         self._prune(position)
-        return position
 
     def _prune(self, position: Position) -> None:
         stay = set(self.names()[-self._keep :])
@@ -155,7 +165,7 @@ class Store:
             raise UserError(
                 "A checkpoint cannot be read into this model.",
                 where=str(path),
-                found=str(error).strip().splitlines()[0],
+                found=first_line(error),
             ) from error
 
 

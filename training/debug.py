@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from recsys.errors import UserError
+from recsys.packing import Packing
+from recsys.spec.records import Spec
 
 _OF_MODEL = re.compile(r"^ranking_model(_\d+)?/")
 """What Keras puts before a name: how many models were built before this one."""
@@ -75,6 +77,34 @@ def watched_layers(model: Any, shapes: Path | None = None) -> Iterator[None]:
     finally:
         for layer, _ in originals:
             del layer.call
+
+
+def first_bad_value(spec: Spec, batch: dict[str, Any], first: int = 0) -> str:
+    """The first value of a batch's data that is no number, or ''.
+
+    Args:
+        spec: The spec.
+        batch: As `training.input.chunks` gives it.
+        first: Number of its first row, where it is a part of a batch.
+
+    Returns:
+        What it is, and the number of its row.
+    """
+    numbers, labels, weights = batch["numbers"], batch["labels"], batch["weights"]
+    parts = {
+        f"feature `{field.name}`": numbers[:, field.start : field.start + field.length]
+        for field in Packing.of(spec).numbers
+    }
+    # A label that is NaN was not observed.
+    seen = np.nan_to_num(labels, nan=0.0, posinf=np.inf, neginf=-np.inf)
+    parts |= {f"label `{task.name}`": seen[:, [n]] for n, task in enumerate(spec.tasks)}
+    parts["the weight"] = weights[:, np.newaxis]
+    for name, values in parts.items():
+        bad = np.argwhere(~np.isfinite(values))
+        if bad.size:
+            row, column = bad[0]
+            return f"{name} is {values[row, column]} in row {first + row}"
+    return ""
 
 
 def first_bad_layer(model: Any, batch: dict[str, Any]) -> str:

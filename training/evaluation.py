@@ -19,7 +19,7 @@ from recsys.artifacts import (
     same_learned,
     write_json,
 )
-from recsys.errors import UserError
+from recsys.errors import UserError, kind_and_line
 from recsys.schema import (
     USER_KEY,
     label_column,
@@ -38,6 +38,7 @@ from training.input import (
     open_raw,
     open_split,
     read_columns,
+    require_split,
     to_numpy,
 )
 from training.scoring import SCORE_BATCH, measure
@@ -70,6 +71,7 @@ def evaluate(
         UserError: The run is unfinished, or the examples are of another spec, damaged, or of a
             validation split that the run was trained anew on.
     """
+    require_split(split)
     run = Path(run)
     manifest = read_manifest(run, "run")
     spec = load(run / "spec.yaml")
@@ -263,7 +265,7 @@ def _load_signature(export: Path, name: str) -> Any:
             "An exported model cannot be loaded.",
             where=str(export),
             expected=f"a SavedModel with the signature `{name}`",
-            found=f"{type(error).__name__}: {str(error).strip()}".splitlines()[0],
+            found=kind_and_line(error),
             fix="Train again.",
         ) from error
     # The signature holds no reference to the model, which owns its variables.

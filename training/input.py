@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from recsys.artifacts import RAW_FOLDER
-from recsys.errors import UserError
+from recsys.errors import EXIT_WRONG_USE, UserError, first_line
 from recsys.packing import Packing
 from recsys.schema import (
     REQUEST_KEY,
@@ -68,8 +70,7 @@ def open_split(spec: Spec, features: str | Path, name: str) -> Split:
         UserError: There is no such split, a file is damaged, or its columns are not those of
             the spec.
     """
-    if name not in SPLITS:
-        raise UserError("There is no such split.", expected=", ".join(SPLITS), found=name)
+    require_split(name)
     folder = Path(features) / "examples" / name
     files, has_request = [], True
     for path in sorted(folder.glob("*.parquet")):
@@ -89,6 +90,22 @@ def open_split(spec: Spec, features: str | Path, name: str) -> Split:
             fix=_REBUILD,
         )
     return Split(name, tuple(files), has_request)
+
+
+def require_split(name: str) -> None:
+    """Refuse a split that no features have.
+
+    Raises:
+        UserError: It is none of train, validation and test.
+    """
+    if name not in SPLITS:
+        raise UserError(
+            "There is no such split.",
+            expected=", ".join(SPLITS),
+            found=name,
+            fix="Name one of these with --split.",
+            exit_code=EXIT_WRONG_USE,
+        )
 
 
 def has_raw(features: str | Path, split: str) -> bool:
@@ -190,7 +207,7 @@ class _reading:  # noqa: N801  (a context manager that reads as a verb)
                 "An examples file is damaged.",
                 where=str(self._path),
                 expected="a Parquet file",
-                found=str(error).splitlines()[0],
+                found=first_line(error),
                 fix=_REBUILD,
             ) from error
 
@@ -301,6 +318,10 @@ def load_rows(
             unbiased.
         scratch: Folder for mapped files, where the rows exceed `limit` bytes.
         limit: Bytes to hold in memory.
+
+    Raises:
+        UserError: A file is damaged, or holds nulls.
+        OSError: There is no space for mapped files.
     """
     packing = Packing.of(spec)
     total = split.rows if kept is None else len(kept)
@@ -315,7 +336,7 @@ def load_rows(
     }
     size = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in shapes.values())
     arrays: dict[str, NDArray[Any]] = {
-        name: np.lib.format.open_memmap(scratch / f"{name}.npy", "w+", dtype, shape)
+        name: _mapped(scratch / f"{name}.npy", shape, dtype)
         if scratch is not None and size > limit and np.prod(shape)
         else np.empty(shape, dtype)
         for name, (shape, dtype) in shapes.items()
@@ -345,6 +366,23 @@ def load_rows(
         negative = ~(arrays["labels"][:, _binary(spec)] > 0).any(axis=1)
         arrays["weights"][negative] /= spec.train.negative_sampling
     return Rows(**arrays)
+
+
+def _mapped(path: Path, shape: tuple[int, ...], dtype: type) -> NDArray[Any]:
+    """A new array in a mapped file that has its space on the disk.
+
+    A file with holes would be filled as it is written to, and where there is no space for that,
+    the system ends the process without a word.
+    """
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):  # not on every system
+        with open(path, "r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                    raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from error
+    return array
 
 
 def kept_rows(spec: Spec, split: Split) -> NDArray[np.int64] | None:

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from recsys.artifacts import read_json, write_json
-from recsys.errors import UserError
+from recsys.cores import cores_at_hand
+from recsys.errors import UserError, first_line, of_system
 from recsys.quiet_ray import ENVIRONMENT, quiet_ray
 from training.loop import Job, StoppedError, fit
 from training.progress import FOLDER, Progress, ProgressFile, Relay
@@ -140,7 +142,7 @@ def _worker(config: dict[str, Any]) -> None:
     if _read_fault(job.run) is not None:
         # Ray starts a failed group anew; a fault of the data would only fail again.
         return
-    threads = max(1, (os.cpu_count() or 1) // context.get_local_world_size())
+    threads = max(1, cores_at_hand() // context.get_local_world_size())
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     # A collective may hold a thread while it waits for the other workers.
     tf.config.threading.set_inter_op_parallelism_threads(max(2, threads))
@@ -156,9 +158,12 @@ def _worker(config: dict[str, Any]) -> None:
             gc.collect()  # The model, whose memory the next one needs.
             # Here, where the workers have started. Ray is told nothing: its record is of `job`.
             each(job.again(position))
-    except UserError as error:
+    except (UserError, OSError) as error:
+        fault = error if isinstance(error, UserError) else of_system(error, job.run)
+        if fault is None:
+            raise
         path = job.run / FOLDER / _FAULT.format(rank)
-        write_json(path, {"message": error.message, **error.fields()})
+        write_json(path, {"message": fault.message, **fault.fields()})
         # Where one worker alone stops, the others wait for it until Ray ends them.
         if not isinstance(error, StoppedError):
             raise
@@ -222,13 +227,17 @@ def _ray(address: str | None, workers: int, verbose: bool) -> Iterator[None]:
         # Sockets lie in it, and their paths may be 107 bytes long at most.
         folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp" if os.path.isdir("/tmp") else None)
         options |= {
-            "num_cpus": max(os.cpu_count() or 1, workers),
+            "num_cpus": max(cores_at_hand(), workers),
             "include_dashboard": False,
             "_temp_dir": folder,
         }
     try:
         with quiet_ray(verbose):
+            before = signal.getsignal(signal.SIGTERM)
             _start_ray(address, options)
+            # Ray's own handler prints the stacks of native code, and aborts.
+            if callable(before) and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)
             yield
     finally:
         ray.shutdown()
@@ -253,7 +262,7 @@ def _start_ray(address: str | None, options: dict[str, Any]) -> None:
             raise UserError(
                 "Ray cannot be reached." if address else "Ray cannot be started.",
                 where=address or "this machine",
-                found=str(error).splitlines()[0],
+                found=first_line(error),
                 fix="Check --ray-address, or train in this process with --workers 0.",
             ) from error
 

@@ -15,7 +15,7 @@ from recsys.artifacts import read_manifest, write_json
 from recsys.errors import UserError
 from recsys.spec.records import Spec
 from training.checkpoints import Position, Store
-from training.debug import NotFiniteError, first_bad_layer, watched_layers
+from training.debug import NotFiniteError, first_bad_layer, first_bad_value, watched_layers
 from training.input import (
     Rows,
     Split,
@@ -32,12 +32,25 @@ from training.order import Plan, make_plan
 from training.profile import FILE, Profiler
 from training.progress import Progress, epoch_words, silent
 from training.scoring import score_rows, validate
+from training.writing import writing
 
 LOOK_EVERY = 50
 """Steps between looks at the losses: each look waits for the device, and for all workers."""
 
+MOST_REPEATED = 2000
+"""Steps that are done again, at most, to name the layer in which one of them failed."""
+
+_UNKNOWN = ", in a layer that is not known"
+_RATES = (
+    "Lower train.dense_learning_rate or train.table_learning_rate, or look for very large numbers "
+    "in the data (scale: none)."
+)
+
 CHECKPOINTS = "checkpoints"
 REFIT = "refit"
+
+ROWS = ".rows-"
+"""Begin of the names of folders in a run with rows that do not fit into memory."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +128,7 @@ def fit(
     import tensorflow as tf
 
     keep_freed_memory()
-    with tempfile.TemporaryDirectory(prefix=".rows-", dir=job.run) as scratch:
+    with tempfile.TemporaryDirectory(prefix=ROWS, dir=job.run) as scratch:
         loop = _Loop(
             job,
             strategy or tf.distribute.get_strategy(),
@@ -141,29 +154,24 @@ class _Loop:
     ) -> None:
         import tensorflow as tf
 
-        from recsys.model import build
-
         self._job, self._spec, self._strategy = job, job.spec, strategy
         self._worker, self._workers, self._chief = worker, workers, worker == 0
         self._progress, self._report = progress, report
         progress("read", 0, 1, "reading examples")
         self._plan, self._rows, self._validation = _read(job, worker, workers, scratch)
         progress("build", 0, 1, "building the model")
-        tables = read_manifest(job.features, "features")["tables"]
         limit = self._spec.train.max_steps
         total = self._spec.train.epochs * self._plan.steps
         self._total = total if limit is None else min(total, limit)
-        epochs = self._spec.train.epochs if job.refit is None else job.refit
-        self._last = min(self._total, epochs * self._plan.steps)
+        self._epochs = self._spec.train.epochs if job.refit is None else job.refit
+        self._last = min(self._total, self._epochs * self._plan.steps)
         refit = (REFIT, "validation rows too, ")
         self._stage, self._on = ("train", "") if job.refit is None else refit
-        with strategy.scope():
-            self._model = build(self._spec, tables, self._total, job.past_steps)
-            if self._model.label_units is not None:
-                self._model.label_units.assign(label_units(self._spec, job.split))
+        self._model = self._build()
         self._store = Store(job.run / job.checkpoints)
         self._profiler: Profiler | None = None
         self._in_huge_pages = False
+        self._at = Position()
         self._step = self._step_function()
         self._sum = _summer(strategy)
         self._writers = {
@@ -171,6 +179,17 @@ class _Loop:
             for name in ((self._stage, "validation") if job.refit is None else (self._stage,))
             if self._chief
         }
+
+    def _build(self) -> Any:
+        """A model that has learned nothing."""
+        from recsys.model import build
+
+        job, tables = self._job, read_manifest(self._job.features, "features")["tables"]
+        with self._strategy.scope():
+            model = build(self._spec, tables, self._total, job.past_steps)
+            if model.label_units is not None:
+                model.label_units.assign(label_units(self._spec, job.split))
+        return model
 
     def run(self) -> tuple[Any, Position]:
         position = self._store.restore_latest(self._model, warn=self._warn)
@@ -197,22 +216,18 @@ class _Loop:
                 self._rows,
                 plan,
                 self._worker,
-                seed=spec.train.seed,
-                epoch=position.epoch,
-                start=position.batch,
-                stop=stop,
-                grouped=any(task.ranking for task in spec.tasks),
+                **self._range(position, max(0, stop - position.batch)),
             )
         )
         pending: list[dict[str, Any]] = []
-        seen: list[dict[str, float]] = []
         every = spec.train.checkpoint_every
         while position.batch < stop:
+            self._at = position
             pending.append(self._step(data))
             position = replace(position, batch=position.batch + 1, step=position.step + 1)
             due = every is not None and position.step % every == 0 and position.batch < stop
             if len(pending) == LOOK_EVERY or position.batch == stop or due:
-                seen.append(self._look(pending, position))
+                position = self._look(pending, position)
                 pending.clear()
                 if not self._in_huge_pages:
                     # The first steps have made the optimizer's slots and the activations.
@@ -220,13 +235,14 @@ class _Loop:
                     self._in_huge_pages = True
             if due:
                 self._save(position, {"step": position.step})
-        return self._end_epoch(position, seen)
+        return self._end_epoch(position)
 
     def _stop(self, position: Position) -> int:
         """The batch at which the position's epoch ends."""
-        return min(self._plan.steps, position.batch + self._total - position.step)
+        # On another number of workers, an epoch may have fewer steps than are behind.
+        return min(self._plan.steps, position.batch + max(0, self._last - position.step))
 
-    def _look(self, pending: list[dict[str, Any]], position: Position) -> dict[str, float]:
+    def _look(self, pending: list[dict[str, Any]], position: Position) -> Position:
         names = sorted(pending[0])
         values = np.array([[float(logs[name]) for name in names] for logs in pending])
         # A gradient's norm may overflow in float16, where the loss scale skips the step.
@@ -250,27 +266,68 @@ class _Loop:
             self._last,
             f"{self._on}epoch {position.epoch + 1}, loss {logs['loss']:.4f}",
         )
-        return {**logs, "steps": float(len(pending))}
+        steps = float(len(pending))
+        seen = {name: value * steps for name, value in logs.items()} | {"steps": steps}
+        sums = {name: position.sums.get(name, 0.0) + value for name, value in seen.items()}
+        return replace(position, sums=sums)
 
     def _fail(self, back: int, position: Position, mine: bool) -> None:
-        batch, step = position.batch + back, position.step + back
-        where = f"epoch {position.epoch + 1}, batch {batch}, step {step}"
-        if mine:
-            found = next(
-                chunks(
-                    self._rows,
-                    self._plan,
-                    self._worker,
-                    seed=self._spec.train.seed,
-                    epoch=position.epoch,
-                    start=batch,
-                    stop=batch + 1,
-                    grouped=any(task.ranking for task in self._spec.tasks),
-                )
-            )
-            layer = first_bad_layer(self._model, found)
-            where += f", layer {layer}" if layer else ", in the loss (all layers are finite)"
-        raise self._stopped("the loss is not finite", where, "a finite loss")
+        """Stop at a loss that is not finite; every worker comes here, for the same step."""
+        bad = replace(position, batch=position.batch + back, step=position.step + back)
+        batch = next(chunks(self._rows, self._plan, self._worker, **self._range(bad, 1)))
+        fault = first_bad_value(self._spec, batch, self._worker * self._plan.worker_batch)
+        # One worker's data stop all, or the others would wait for it as they look further.
+        if self._sum(np.array([float(bool(fault))], np.float32))[0]:
+            raise self._stopped_by_data(_place(bad), fault)
+        layer = self._first_bad_layer(bad, batch)
+        raise self._stopped(
+            "the loss is not finite", _place(bad) + (layer if mine else ""), "a finite loss"
+        )
+
+    def _first_bad_layer(self, bad: Position, batch: dict[str, Any]) -> str:
+        """Words on the layer that a batch fails in, with the weights of just before its step.
+
+        Those of today are of up to `LOOK_EVERY` steps later, when nothing may be finite any more.
+        Hence the steps since the last checkpoint, or the begin, are done again, by all workers.
+        """
+        if self._profiler is not None:
+            self._profiler.close()
+            self._profiler = None
+        # First, as there may not be room for two.
+        del self._model, self._step
+        self._model = self._build()
+        self._step = self._step_function()
+        position = self._store.restore_latest(self._model, warn=self._warn)
+        steps = bad.step - position.step
+        if position.epoch != bad.epoch or not 0 <= steps <= MOST_REPEATED:
+            return _UNKNOWN
+        self._progress(self._stage, position.step, self._last, "looking for what is not finite")
+        data = iter(
+            dataset(self._rows, self._plan, self._worker, **self._range(position, steps + 1))
+        )
+        for _ in range(steps):
+            self._step(data)
+        spoiled = self._spoiled_weight()
+        layer = first_bad_layer(self._model, batch)
+        # All workers take the step: it waits for all.
+        again = float(self._step(data)["loss"])
+        if spoiled:
+            before = _place(replace(bad, batch=bad.batch - 1, step=bad.step - 1))
+            return f", layer {layer or spoiled}, whose weights the update before spoiled ({before})"
+        if layer:
+            return f", layer {layer}"
+        # What a device adds up in another order may be finite this time.
+        return _UNKNOWN if np.isfinite(again) else ", in the loss (all layers are finite)"
+
+    def _range(self, position: Position, steps: int) -> dict[str, Any]:
+        """Which batches `chunks` and `dataset` are to give: some from a position on."""
+        return {
+            "seed": self._spec.train.seed,
+            "epoch": position.epoch,
+            "start": position.batch,
+            "stop": position.batch + steps,
+            "grouped": any(task.ranking for task in self._spec.tasks),
+        }
 
     def _stopped(self, what: str, where: str, expected: str) -> StoppedError:
         return StoppedError(
@@ -278,25 +335,46 @@ class _Loop:
             where=where,
             expected=expected,
             found="NaN or infinity",
-            fix=f"The last good checkpoint is kept in {self._store.folder}. Lower "
-            "train.dense_learning_rate or train.table_learning_rate, or run with --eager to "
-            "stop at the first layer.",
+            fix=self._advice(f"{_RATES} Run with --eager to stop at the first layer."),
         )
+
+    def _stopped_by_data(self, where: str, fault: str) -> StoppedError:
+        return StoppedError(
+            "Training stopped: the data hold what is no number.",
+            where=where + (f", {fault}" if fault else ""),
+            expected="finite numbers",
+            found="NaN or infinity",
+            fix=self._advice(
+                "Mend it in the logs, and build the features again (recsys features SPEC "
+                "--input IN --output FEATURES)."
+            ),
+        )
+
+    def _advice(self, text: str) -> str:
+        kept = self._store.names()
+        if not kept:
+            return text
+        return f"{text} The last good checkpoint is kept: {self._store.folder / kept[-1]}"
 
     def _require_finite_weights(self, position: Position) -> None:
         """Losses are of before an update: the last one is seen in the weights alone.
 
         These are the same on every worker, so all stop, or none.
         """
+        spoiled = self._spoiled_weight()
+        if spoiled:
+            raise self._stopped(
+                "a weight is not finite", f"step {position.step}, {spoiled}", "finite weights"
+            )
+
+    def _spoiled_weight(self) -> str:
+        """Name of the first weight that is not finite, or ''."""
         import tensorflow as tf
 
         for variable in self._model.trainable_variables:
             if not bool(tf.reduce_all(tf.math.is_finite(variable))):
-                raise self._stopped(
-                    "a weight is not finite",
-                    f"step {position.step}, {variable.name}",
-                    "finite weights",
-                )
+                return str(variable.name)
+        return ""
 
     def _require_finite_logits(self, logits: Any, own: Any, rows: Rows, position: Position) -> None:
         """Refuse logits of all workers' validation rows; `own` are those of this one's `rows`."""
@@ -304,30 +382,32 @@ class _Loop:
             return
         where = f"epoch {position.epoch + 1}, step {position.step}, validation rows"
         bad = np.flatnonzero(~np.isfinite(own).all(axis=1))
+        own_first = len(logits) * self._worker // self._workers
         if bad.size:
             one = {name: values[bad[:1]] for name, values in rows.arrays().items()}
+            fault = first_bad_value(self._spec, one, own_first + int(bad[0]))
+            if fault:
+                raise self._stopped_by_data(where, fault)
             layer = first_bad_layer(self._model, one)
             where += f", layer {layer}" if layer else ""
         raise self._stopped("predictions are not finite", where, "finite logits")
 
-    def _end_epoch(self, position: Position, seen: list[dict[str, float]]) -> Position:
+    def _end_epoch(self, position: Position) -> Position:
         spec = self._spec
         if self._validation is None:
-            epoch = position.epoch + 1
-            return self._save(
-                replace(position, epoch=epoch, batch=0, ended=position.step >= self._last),
-                {"epoch": position.epoch},
-            )
+            ended = position.step >= self._last or position.epoch + 1 >= self._epochs
+            position = replace(position, epoch=position.epoch + 1, batch=0, sums={}, ended=ended)
+            self._save(position, {"epoch": position.epoch - 1})
+            return position
         self._progress("validate", position.step, self._total, f"epoch {position.epoch + 1}")
         scored = score_rows(self._model, self._validation)
         both = _gather(self._strategy, np.concatenate([scored, self._validation.labels], axis=1))
         logits, labels = both[:, : len(spec.tasks)], both[:, len(spec.tasks) :]
         self._require_finite_logits(logits, scored, self._validation, position)
         score, metrics = validate(spec, labels, logits)
-        weights = [logs["steps"] for logs in seen]
         train = {
-            name: float(np.average([logs[name] for logs in seen], weights=weights))
-            for name in (seen[0] if seen else {})
+            name: total / position.sums["steps"]
+            for name, total in position.sums.items()
             if name != "steps"
         }
         record = {
@@ -343,14 +423,17 @@ class _Loop:
             position,
             epoch=position.epoch + 1,
             batch=0,
+            sums={},
             history=[*position.history, record],
             stale=0 if better else position.stale + 1,
         )
         patience = spec.train.early_stopping.patience
         position = replace(
             position,
-            ended=over or position.epoch >= spec.train.epochs or position.stale >= patience,
+            ended=over or position.epoch >= self._epochs or position.stale >= patience,
         )
+        if better:
+            position = position.as_best(score)
         flat = {
             f"{metric}/{task}": value
             for task, values in metrics.items()
@@ -358,37 +441,21 @@ class _Loop:
             if metric not in ("rows", "positives")
         }
         self._write("validation", position.step, {"score": score, **flat})
-        position = self._save(
-            position,
-            {"score": score, "epoch": record["epoch"]},
-            best_score=score if better else None,
-        )
+        self._save(position, {"score": score, "epoch": record["epoch"]})
         self._progress("epoch", position.epoch, spec.train.epochs, epoch_words(metrics))
         return position
 
-    def _save(
-        self, position: Position, metrics: dict[str, Any], best_score: float | None = None
-    ) -> Position:
-        path = self._store.folder / f"step-{position.step:08d}"
+    def _save(self, position: Position, metrics: dict[str, Any]) -> None:
         self._require_finite_weights(position)
         if self._chief:
-            position = self._store.save(self._model, position, best_score=best_score)
+            self._store.save(self._model, position)
             if self._job.refit is None:
                 write_json(self._job.run / "history.json", position.history)
-        elif best_score is not None:
-            position = replace(
-                position,
-                best={
-                    "checkpoint": path.name,
-                    "score": best_score,
-                    "epoch": len(position.history) - 1,
-                },
-            )
         # Ray takes reports every two seconds and holds the workers until then. What is not
         # reported is not lost: a new start looks at the storage.
         if self._report is not None and position.batch == 0:
+            path = self._store.folder / position.checkpoint
             self._report(metrics, path if self._chief else None)
-        return position
 
     def _step_function(self) -> Callable[[Any], dict[str, Any]]:
         import tensorflow as tf
@@ -427,21 +494,31 @@ class _Loop:
             with watched_layers(self._model, self._job.run / "logs" / "shapes.txt"):
                 yield
         except NotFiniteError as error:
-            error.fix = f"The last good checkpoint is kept in {self._store.folder}."
+            batch = next(chunks(self._rows, self._plan, self._worker, **self._range(self._at, 1)))
+            fault = first_bad_value(self._spec, batch, self._worker * self._plan.worker_batch)
+            if fault:
+                raise self._stopped_by_data(_place(self._at), fault) from error
+            error.where = f"{_place(self._at)}, layer {error.where}"
+            error.fix = self._advice(_RATES)
             raise
 
     def _write(self, split: str, step: int, values: dict[str, Any]) -> None:
         import tensorflow as tf
 
         if self._chief:
-            with self._writers[split].as_default(step):
-                for name, value in values.items():
-                    if value is not None:
-                        tf.summary.scalar(name, value)
-            self._writers[split].flush()
+            with writing(self._job.run / "logs" / split):
+                with self._writers[split].as_default(step):
+                    for name, value in values.items():
+                        if value is not None:
+                            tf.summary.scalar(name, value)
+                self._writers[split].flush()
 
     def _warn(self, text: str) -> None:
         self._progress("warning", 0, 1, text)
+
+
+def _place(position: Position) -> str:
+    return f"epoch {position.epoch + 1}, batch {position.batch}, step {position.step}"
 
 
 def _read(job: Job, worker: int, workers: int, scratch: Path) -> tuple[Plan, Rows, Rows | None]:

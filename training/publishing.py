@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,11 @@ from training.evaluation import (
     stored_metrics,
 )
 from training.gate import Decision, Promote, Reject, decide
+from training.locks import locked_folder, remove_unlocked
 
 _LOG = logging.getLogger(__name__)
 _LAST = ".last_version"
+_ASIDE, _PARTIAL = ".publish-", ".partial"
 
 
 def publish(
@@ -65,7 +67,8 @@ def publish(
         judged again, by the champion before that version.
 
     Raises:
-        UserError: The run is unfinished or has no export, or the folders cannot be used.
+        UserError: The run is unfinished, its export is missing or damaged, or the
+            folders cannot be used.
     """
     run, models = Path(run), Path(models)
     manifest = read_manifest(run, "run")
@@ -84,6 +87,8 @@ def publish(
     published = None if force else _published(run, models, manifest, spec)
     if published is not None and _gate_of(models / str(published)) == fingerprints(spec)["gate"]:
         return _standing(published, models)
+    # What the stored metrics are of may have been damaged since.
+    load_numeric(run / EXPORT)
     metrics = stored_metrics(run) or evaluate(run, "test", features)
     decision = _judge(manifest, spec, metrics, _champion(models, published), features)
     for text in decision.notes if isinstance(decision, Promote) else decision.reasons:
@@ -205,50 +210,53 @@ def _write(
     run: Path, models: Path, manifest: dict[str, Any], spec: Spec, metrics: dict[str, Any]
 ) -> int:
     models.mkdir(parents=True, exist_ok=True)
+    remove_unlocked(models, f"{_ASIDE}*{_PARTIAL}")
     prints = fingerprints(spec)
-    aside = Path(tempfile.mkdtemp(prefix=".publish-", suffix=".partial", dir=models))
-    aside.chmod(0o755)
-    try:
-        shutil.copytree(run / EXPORT, aside, dirs_exist_ok=True)
-        for name in ("spec.yaml", "metrics.json", "calibration.json"):
-            if (run / name).is_file():
-                shutil.copy2(run / name, aside / name)
-        while True:
-            version = _next_version(models)
-            (aside / "manifest.json").unlink(missing_ok=True)
-            write_manifest(
-                aside,
-                "model",
-                {name: prints[name] for name in ("features", "model", "serve")},
-                {
-                    "version": version,
-                    "run": manifest["run"],
-                    LEARNED: manifest.get(LEARNED),
-                    "spec": spec.name,
-                    "metrics": metrics,
-                    "trained": manifest.get("trained", {}),
-                    "trained_with": manifest.get("libraries", library_versions()),
-                },
-            )
-            share_tree(aside)
-            sync_tree(aside)
-            try:
-                # Fails where another publisher has just taken the number.
-                os.rename(aside, models / str(version))
-                break
-            except OSError:
-                if not (models / str(version)).exists():
-                    raise
-        write_text(models / _LAST, f"{version}\n")
-        sync_file(models)
-        return version
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+    with locked_folder(models, _ASIDE, _PARTIAL) as aside:
+        try:
+            aside.chmod(0o755)
+            shutil.copytree(run / EXPORT, aside, dirs_exist_ok=True)
+            for name in ("spec.yaml", "metrics.json", "calibration.json"):
+                if (run / name).is_file():
+                    shutil.copy2(run / name, aside / name)
+            while True:
+                version = _next_version(models)
+                (aside / "manifest.json").unlink(missing_ok=True)
+                write_manifest(
+                    aside,
+                    "model",
+                    {name: prints[name] for name in ("features", "model", "serve")},
+                    {
+                        "version": version,
+                        "run": manifest["run"],
+                        LEARNED: manifest.get(LEARNED),
+                        "spec": spec.name,
+                        "metrics": metrics,
+                        "trained": manifest.get("trained", {}),
+                        "trained_with": manifest.get("libraries", library_versions()),
+                    },
+                )
+                share_tree(aside)
+                sync_tree(aside)
+                try:
+                    # Fails where another publisher has just taken the number.
+                    os.rename(aside, models / str(version))
+                    break
+                except OSError:
+                    if not (models / str(version)).exists():
+                        raise
+            write_text(models / _LAST, f"{version}\n")
+            sync_file(models)
+            return version
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
 
 
 def _next_version(models: Path) -> int:
     last = 0
     if (models / _LAST).is_file():
-        last = int(read_json(models / _LAST))
+        # A damaged one tells nothing, and then the versions that stand must do.
+        with contextlib.suppress(UserError, TypeError, ValueError, OverflowError):
+            last = int(read_json(models / _LAST))
     return max([last, *versions(models)]) + 1

@@ -14,6 +14,7 @@ from recsys.artifacts import (
     MANIFEST,
     read_json,
     read_manifest,
+    remove_leftovers,
     require_learned,
     write_folder,
     write_json,
@@ -27,14 +28,18 @@ from training.boosting import fit_trees, refit_trees
 from training.checkpoints import Position, Store
 from training.evaluation import EXPORT, check_features, write_metrics
 from training.input import Rows, load_rows, open_split
-from training.loop import CHECKPOINTS, REFIT, Job, fit
+from training.locks import LOCK, sole_trainer
+from training.loop import CHECKPOINTS, REFIT, ROWS, Job, fit
 from training.progress import FOLDER, Progress, silent
 from training.scoring import answered, score_rows
 from training.warm_start import check_source, seen_validation, start_from
 from training.weighing import weigh_kinds
+from training.writing import writing
 
 RECORD = "run.json"
 """Id of a run, and what it starts from, written before it trains."""
+
+SPEC = "spec.yaml"
 
 
 def train(
@@ -74,9 +79,9 @@ def train(
         The run's manifest.
 
     Raises:
-        UserError: The features are of another spec or damaged, the output is taken, the run
-            to start from has another shape, workers cannot be had, the loss is not finite, or
-            there are no steps to profile.
+        UserError: The features are of another spec or damaged, the output is taken or being
+            trained by another process, the run to start from has another shape, workers cannot
+            be had, the loss is not finite, or there are no steps to profile.
     """
     if profile and eager:
         raise UserError(
@@ -117,11 +122,33 @@ def train(
         _check_same_features(finished, manifest, run)
         _check_same_start(finished.get("warm_start"), start, run)
         return finished
-    record = _open_run(spec, run, resume, start, manifest)
-    job = Job(spec, features, run, eager=eager, profile=profile)
+    _require_ours(spec, run)
+    with sole_trainer(run):
+        record = _open_run(spec, run, resume, start, manifest)
+        job = Job(spec, features, run, eager=eager, profile=profile)
+        try:
+            _train(job, record, manifest, workers, gpu, ray_address, tell)
+        finally:
+            # Workers may have been killed.
+            _remove_leftovers(run)
+    tell("finish", 5, 5, "done")
+    return read_manifest(run, "run")
+
+
+def _train(
+    job: Job,
+    record: dict[str, Any],
+    features: dict[str, Any],
+    workers: int,
+    gpu: bool,
+    ray_address: str | None,
+    tell: Progress,
+) -> None:
+    """Make a run that is begun a finished one."""
+    run, tables = job.run, features["tables"]
     # Before the workers start, so that each finds it as it would find any checkpoint.
     if "warm_start" in record and not Store(run / job.checkpoints).names():
-        record = _start_from(job, record, manifest["tables"], tell)
+        record = _start_from(job, record, tables, tell)
     job = replace(job, past_steps=_past_steps(record))
 
     if workers:
@@ -132,14 +159,12 @@ def train(
     def fitted(job: Job) -> Any:
         return None if workers else fit(job, progress=tell)[0]
 
-    settled = _settle(job, fitted(job), manifest["tables"], tell)
-    if spec.train.refit:
+    settled = _settle(job, fitted(job), tables, tell)
+    if job.spec.train.refit:
         again = job.again(settled.position)
-        _export_refit(again, fitted(again), manifest["tables"], settled, tell)
-    write_manifest(run, "run", *_content(job, record, workers, settled, manifest))
+        _export_refit(again, fitted(again), tables, settled, tell)
+    write_manifest(run, "run", *_content(job, record, workers, settled, features))
     shutil.rmtree(run / FOLDER, ignore_errors=True)
-    tell("finish", 5, 5, "done")
-    return read_manifest(run, "run")
 
 
 def _start_from(
@@ -202,17 +227,41 @@ def _check_same_features(made: dict[str, Any], features: dict[str, Any], run: Pa
     )
 
 
-def _open_run(
-    spec: Spec, run: Path, resume: bool, start: dict[str, Any] | None, features: dict[str, Any]
-) -> dict[str, Any]:
-    """The run's record: its id, what its features learned, and the run it starts from, if any."""
-    record = run / RECORD
+def _require_ours(spec: Spec, run: Path) -> None:
+    """Refuse an output that is a finished run, or none; nothing is written."""
     if (run / MANIFEST).is_file():
         raise UserError(
             "The output holds a finished run.",
             where=str(run),
             fix="Name another output folder, or remove this one.",
         )
+    if run.is_file() or (run.is_dir() and not (run / RECORD).is_file() and not _is_new(spec, run)):
+        raise UserError(
+            "The output exists and is no run.",
+            where=str(run),
+            fix="Name another output folder.",
+        )
+
+
+def _is_new(spec: Spec, run: Path) -> bool:
+    """Whether a folder holds nothing, or what a process left that was killed as it began a run."""
+    names = {path.name for path in run.iterdir()}
+    rest = {name for name in names if not (name.startswith(".") and name.endswith(".partial"))}
+    if rest == {SPEC}:
+        # With no lock beside it, it may be the user's own.
+        return (run / SPEC).read_text(encoding="utf-8", errors="replace") == dumps(spec)
+    return rest <= {SPEC, LOCK}
+
+
+def _open_run(
+    spec: Spec, run: Path, resume: bool, start: dict[str, Any] | None, features: dict[str, Any]
+) -> dict[str, Any]:
+    """The run's record: its id, what its features learned, and the run it starts from, if any.
+
+    The run's lock is held: another process may have begun or ended it until then.
+    """
+    _require_ours(spec, run)
+    record = run / RECORD
     if record.is_file():
         if not resume:
             raise UserError(
@@ -221,22 +270,14 @@ def _open_run(
                 fix="Go on with it: add --resume. Or name another output folder, or remove "
                 "this one.",
             )
+        begun = _read_record(record)
         _check_same(spec, run)
-        partial = (path for name in (CHECKPOINTS, REFIT) for path in run.glob(f"{name}/.*.partial"))
-        for leftover in (*run.glob(".rows-*"), *partial):
-            shutil.rmtree(leftover, ignore_errors=True)
-        begun: dict[str, Any] = read_json(record)
         _check_same_features(begun, features, run)
         _check_same_start(begun.get("warm_start"), start, run)
+        _remove_leftovers(run)
         return begun
-    if run.is_file() or (run.is_dir() and any(run.iterdir())):
-        raise UserError(
-            "The output exists and is no run.",
-            where=str(run),
-            fix="Name another output folder.",
-        )
-    run.mkdir(parents=True, exist_ok=True)
-    write_text(run / "spec.yaml", dumps(spec))
+    _remove_leftovers(run)
+    write_text(run / SPEC, dumps(spec))
     content = {"run": uuid.uuid4().hex, LEARNED: features.get(LEARNED)}
     if start:
         content["warm_start"] = start
@@ -244,8 +285,31 @@ def _open_run(
     return content
 
 
+def _read_record(path: Path) -> dict[str, Any]:
+    record = read_json(path)
+    if not isinstance(record, dict) or "run" not in record:
+        raise UserError(
+            "The record of a run is damaged.",
+            where=str(path),
+            expected="a mapping with the run's id (run)",
+            found=", ".join(record) or "nothing in it"
+            if isinstance(record, dict)
+            else f"a {type(record).__name__}",
+            fix="Name another output folder, or remove this one, and train from the start.",
+        )
+    return record
+
+
+def _remove_leftovers(run: Path) -> None:
+    """Remove what killed processes left in a run; its lock is held."""
+    for rows in run.glob(f"{ROWS}*"):
+        shutil.rmtree(rows, ignore_errors=True)
+    for folder in (run, run / CHECKPOINTS, run / REFIT):
+        remove_leftovers(folder)
+
+
 def _check_same(spec: Spec, run: Path) -> None:
-    ours, theirs = covered(spec), covered(load(run / "spec.yaml"))
+    ours, theirs = covered(spec), covered(load(run / SPEC))
     for section in ("features", "model"):
         named = differences(ours[section], theirs[section])
         if named:
@@ -330,7 +394,8 @@ def _export_refit(
 def _export(job: Job, model: Any, calibrations: dict[str, Any]) -> None:
     from recsys.export import export
 
-    with write_folder(job.run / EXPORT, replace=True) as folder:
+    path = job.run / EXPORT
+    with writing(path), write_folder(path, replace=True) as folder:
         export(model, job.spec, job.features / "transform", folder, calibrations)
 
 

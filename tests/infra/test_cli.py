@@ -65,6 +65,7 @@ def test_no_command_shows_help() -> None:
         (["run", SPEC, "--input", ".", "--output", "o", "--ray-address", "a"], 2, "--workers N"),
         (["serve", ".", "--features", ".", "--replicas", 0, "--engine", "ray"], 2, "--replicas"),
         (["evaluate", "nowhere"], 1, "recsys train"),
+        (["evaluate", "nowhere", "--split", "tset"], 2, "train, validation, test"),
         (["publish", "nowhere", "--models", "m"], 1, "recsys train"),
         (["convert", "nowhere", "--output", "{tmp}"], 1, "recsys train"),
         (["serve", "nowhere", "--features", "none"], 1, "recsys features"),

@@ -122,9 +122,9 @@ def test_a_published_version_is_told_where_it_is_or_published_again(
     moved = tmp_path / "moved"
     shutil.copytree(flow["folder"] / "out", moved)
 
-    def run() -> dict[str, Any]:
+    def run(*options: str) -> dict[str, Any]:
         done = recsys("run", flow["spec"], "--input", flow["folder"] / "world", "--output", moved,
-                      "--json")  # fmt: skip
+                      "--json", *options)  # fmt: skip
         return json.loads(done.stdout)
 
     again = run()
@@ -135,6 +135,9 @@ def test_a_published_version_is_told_where_it_is_or_published_again(
     assert again["skipped"] == ["features", "train", "evaluate"]
     assert again["decision"]["version"] == 2
     assert (moved / "models" / "2" / "saved_model.pb").is_file()
+    again = run("--force")
+    assert again["skipped"] == ["features", "train", "evaluate"]
+    assert again["decision"]["version"] == 3
 
 
 def test_a_changed_serving_limit_only_publishes_again(flow: dict[str, Any], tmp_path: Path) -> None:

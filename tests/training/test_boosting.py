@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 from make_features import make_columns, make_features, small_spec
@@ -14,6 +16,7 @@ import training
 from recsys.artifacts import read_manifest
 from recsys.layers import TreeEnsemble
 from recsys.spec import Spec
+from recsys.spec.change import change
 from recsys.spec.records import Huber, SquaredError, Trees
 from training import boosting
 from training.boosting import fit_trees
@@ -117,9 +120,6 @@ def test_a_run_answers_by_the_weights_of_networks_and_trees(features: Path, tmp_
 
 
 def test_no_trees_where_all_labels_are_alike(tmp_path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     spec = with_trees()
     features = make_features(tmp_path / "features", spec)
     for path in (features / "examples").rglob("*.parquet"):
@@ -145,9 +145,6 @@ def test_a_head_after_a_click_learns_from_clicks_alone() -> None:
 
 
 def test_unclicked_rows_tell_trees_of_a_conversion_nothing(tmp_path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     spec = with_trees()
     features = make_features(tmp_path / "features", spec)
     before = fit_trees(spec, features, validation_of(spec, features))
@@ -161,6 +158,20 @@ def test_unclicked_rows_tell_trees_of_a_conversion_nothing(tmp_path: Path) -> No
     assert before[1].trees > 0
     for name, value in vars(before[1]).items():
         np.testing.assert_array_equal(value, getattr(after[1], name))
+
+
+def test_rows_of_no_weight_tell_trees_nothing(tmp_path: Path) -> None:
+    spec = change(with_trees(), ["data.weight=importance"])
+    features = make_features(tmp_path / "features", spec)
+    for weight in (0.0, 0.5):
+        for path in (features / "examples").rglob("*.parquet"):
+            table = pq.read_table(path)
+            if weight:
+                table = table.drop_columns("key:weight")
+            weights = pa.array(np.full(len(table), weight, np.float32))
+            pq.write_table(table.append_column("key:weight", weights), path)
+        forests = fit_trees(spec, features, validation_of(spec, features))
+        assert all((forest.trees > 0) == (weight > 0) for forest in forests)
 
 
 def test_no_more_rows_than_the_spec_allows(features: Path) -> None:

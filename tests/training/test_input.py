@@ -16,6 +16,7 @@ from recsys.packing import Packing
 from recsys.spec.change import change
 from recsys.spec.records import SquaredError
 from training.input import (
+    _mapped,
     chunks,
     dataset,
     hash_keys,
@@ -52,6 +53,13 @@ def test_rows_beyond_the_limit_are_mapped_from_files(features: Path, tmp_path: P
     assert isinstance(mapped.ids, np.memmap)
     for name, array in load_rows(spec, split).arrays().items():
         np.testing.assert_array_equal(mapped.arrays()[name], array)
+
+
+def test_a_mapped_file_has_its_space_before_it_is_written_to(tmp_path: Path) -> None:
+    path = tmp_path / "ids.npy"
+    array = _mapped(path, (1 << 18, 4), np.int32)
+    assert path.stat().st_size > 1 << 22 and path.stat().st_blocks * 512 >= path.stat().st_size
+    assert isinstance(array, np.memmap) and not array.any()
 
 
 @pytest.mark.parametrize("workers", [2, 4])

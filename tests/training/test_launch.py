@@ -87,7 +87,8 @@ def test_a_fault_that_a_worker_finds_is_told_as_it_is(
     spec = small_spec(dense_learning_rate=1e38)
     with pytest.raises(UserError, match="loss is not finite") as error:
         fit_on_ray(Job(spec, features, tmp_path), 2, progress=lambda *_: None)
-    assert "epoch 1, batch" in error.value.where and "--eager" in error.value.fix
+    assert error.value.where.startswith("epoch 1, batch 1, step 1, layer network_0/")
+    assert "--eager" in error.value.fix
 
 
 def test_more_workers_than_there_are_is_refused_with_both_numbers(

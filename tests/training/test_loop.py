@@ -22,7 +22,9 @@ from recsys.model import build
 from recsys.spec.change import change
 from recsys.spec.records import Balancing
 from training.checkpoints import Store
+from training.input import chunks, load_rows, open_split
 from training.loop import Job, fit
+from training.order import make_plan
 
 
 def history(run: Path) -> list[dict[str, Any]]:
@@ -102,6 +104,7 @@ def test_resumed_in_an_epoch_it_ends_like_one_that_was_not_stopped(
         np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-6)
     for left, right in zip(history(run), history(whole[0]), strict=True):
         assert left["score"] == pytest.approx(right["score"], abs=1e-6)
+        assert left["train"] == pytest.approx(right["train"], rel=1e-4)
 
 
 def test_a_damaged_checkpoint_is_passed_over(
@@ -262,10 +265,68 @@ def test_a_loss_that_is_not_finite_stops_the_run(features: Path, tmp_path: Path)
     spec = small_spec(dense_learning_rate=1e38, checkpoint_every=1)
     with pytest.raises(UserError, match="loss is not finite") as error:
         fit(Job(spec, features, tmp_path))
-    assert "step" in error.value.where and "layer network_0/" in error.value.where
+    assert "layer network_0/" in error.value.where
     names = Store(tmp_path / "checkpoints").names()
     position = Store(tmp_path / "checkpoints").restore_latest(build(spec, TABLES))
-    assert names[-1] == f"step-{position.step:08d}"
+    assert names[-1] == f"step-{position.step:08d}" and names[-1] in error.value.fix
+
+
+def _with_price(features: Path, to: Path, row: int, price: float) -> Path:
+    """The features with another price in one training row."""
+    shutil.copytree(features, to)
+    path = sorted((to / "examples" / "train").glob("*.parquet"))[0]
+    table = pq.read_table(path)
+    values = table["price"].to_numpy().copy()
+    values[row] = price
+    place = table.column_names.index("price")
+    pq.write_table(table.set_column(place, "price", pa.array(values)), path, row_group_size=150)
+    return to
+
+
+def _batch_of(features: Path, spec: Any) -> tuple[int, int]:
+    """The batch of the first epoch with a price that no other row has, and its row there."""
+    rows = load_rows(spec, open_split(spec, features, "train"))
+    plan = make_plan(len(rows), spec.train.batch_size, 1)
+    for batch in range(plan.steps):
+        [part] = chunks(rows, plan, 0, seed=spec.train.seed, epoch=0, start=batch, stop=batch + 1)
+        found = np.flatnonzero(~(np.abs(part["numbers"][:, 0]) <= 1))
+        if found.size:
+            return batch, int(found[0])
+    raise AssertionError
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_value_that_is_no_number_is_named_by_row_and_feature(
+    features: Path, tmp_path: Path, eager: bool
+) -> None:
+    spec, folder = small_spec(), _with_price(features, tmp_path / "features", 300, np.nan)
+    batch, row = _batch_of(folder, spec)
+    with pytest.raises(UserError, match="data hold what is no number") as error:
+        fit(Job(spec, folder, tmp_path, eager=eager))
+    at = f"epoch 1, batch {batch}, step {batch}, "
+    assert error.value.where == f"{at}feature `price` is nan in row {row}"
+    # Rates are none of its causes, and nothing was kept.
+    assert "rate" not in error.value.fix and "checkpoint" not in error.value.fix
+
+
+@pytest.mark.parametrize("every", [None, 5])
+def test_the_layer_is_named_by_the_weights_before_the_step(
+    features: Path, tmp_path: Path, every: int | None
+) -> None:
+    # The look comes steps later, when all tables are spoiled.
+    spec = small_spec(checkpoint_every=every)
+    folder = _with_price(features, tmp_path / "features", 300, 3.4e38)
+    found = {}
+    for eager in (False, True):
+        run = tmp_path / f"run-{eager}"
+        run.mkdir()
+        with pytest.raises(UserError, match="not finite") as error:
+            fit(Job(spec, folder, run, eager=eager))
+        assert ("checkpoint" in error.value.fix) == (every is not None)
+        found[eager] = error.value.where
+    assert "layer network_0/sharing" in found[True]
+    assert found[False].split(":")[0] == found[True].split(":")[0]
+    assert "whose weights the update before spoiled (epoch 1, batch " in found[False]
 
 
 def test_eager_names_the_layer_and_writes_shapes(features: Path, tmp_path: Path) -> None:
@@ -273,7 +334,8 @@ def test_eager_names_the_layer_and_writes_shapes(features: Path, tmp_path: Path)
     with pytest.raises(UserError, match="Layer `.+` gave a value that is not finite") as error:
         fit(Job(spec, features, tmp_path, eager=True))
     assert "network_0/" in error.value.where and "float32[64, " in error.value.where
-    assert str(tmp_path) in error.value.fix
+    assert error.value.where.startswith("epoch 1, batch 1, step 1, layer network_0/")
+    assert "dense_learning_rate" in error.value.fix and "checkpoint" not in error.value.fix
     assert "float32[64, " in (tmp_path / "logs" / "shapes.txt").read_text()
 
 

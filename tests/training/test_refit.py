@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from make_features import TABLES, make_columns, small_spec
+from make_features import TABLES, make_columns, make_features, small_spec
 
 import training
 from recsys.artifacts import read_json, read_manifest
@@ -22,6 +22,7 @@ from training.checkpoints import Store
 from training.evaluation import load_numeric
 from training.input import load_rows, open_split
 from training.loop import Job, fit
+from training.order import make_plan
 from training.warm_start import start_from
 
 pytestmark = pytest.mark.long
@@ -128,6 +129,28 @@ def test_it_goes_on_where_it_was_stopped(features: Path, run: Path, tmp_path: Pa
     expected, found = answers(run), answers(tmp_path / "run")
     for name, values in expected.items():
         np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-6)
+
+
+def test_on_other_workers_it_has_as_many_epochs(tmp_path: Path) -> None:
+    # Batches of 100 rows are 23 an epoch, the 99 of three workers 24.
+    spec = small_spec(batch_size=100, epochs=3, checkpoint_every=7)
+    features = make_features(tmp_path / "features", spec, train=1976, other=400)
+    assert [make_plan(2376, 100, workers).steps for workers in (1, 3)] == [23, 24]
+
+    class InterruptionError(Exception):
+        pass
+
+    def stop(stage: str, done: int, *_: object) -> None:
+        if stage == "refit" and done == 35:
+            raise InterruptionError
+
+    job = Job(spec, features, tmp_path, refit=2)
+    with pytest.raises(InterruptionError):
+        fit(job, progress=stop)
+    assert Store(tmp_path / "refit").names()[-1] == "step-00000028"
+    # The first of the three, alone: it takes the steps that they take together.
+    _, position = fit(job, worker=0, workers=3)
+    assert position.ended and (position.epoch, position.step) == (2, 28 + 24 - 5)
 
 
 def test_trees_are_as_many_and_learn_from_both(features: Path, tmp_path: Path) -> None:

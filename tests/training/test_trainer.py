@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,10 @@ from recsys.artifacts import read_manifest, versions
 from recsys.errors import UserError
 from recsys.spec import Spec, change, dumps, load
 from recsys.spec.records import Balancing, Gate, Ple, Ranking, Variant
+from training.checkpoints import Store
 from training.gate import Promote, Reject
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.long
 
@@ -205,8 +212,103 @@ def test_an_unfinished_run_is_resumed_only_when_asked(features: Path, tmp_path: 
     assert "--resume" in error.value.fix and "another output folder" in error.value.fix
     with pytest.raises(UserError, match="begun with another spec"):
         training.train(small_spec(max_steps=6), features, tmp_path / "run", resume=True)
+    for name in (".rows-a", ".export.a.partial", ".export.old-a", "refit/.step-00000005.a.partial"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+    (tmp_path / "run" / ".run.json.1.partial").write_text("{")
+    (tmp_path / "run" / "checkpoints" / "step-00000005").rename(
+        tmp_path / "run" / "checkpoints" / ".step-00000005.old-a"
+    )
     manifest = training.train(spec, features, tmp_path / "run", resume=True)
     assert manifest["trained"]["steps"] == 5
+    assert not [path for path in (tmp_path / "run").rglob(".*")]
+    # What had been moved aside for another was the only one.
+    assert Store(tmp_path / "run" / "checkpoints").names() == ["step-00000005"]
+
+
+def test_a_run_has_one_trainer(features: Path, tmp_path: Path) -> None:
+    run, refused = tmp_path / "run", []
+
+    def another(stage: str, *_: object) -> None:
+        if stage == "read" and not refused:
+            before = sorted(run.rglob("*"))
+            for resume in (True, False):
+                with pytest.raises(UserError, match="being trained already") as error:
+                    training.train(spec, features, run, resume=resume)
+                refused.append(error.value.found)
+            assert sorted(run.rglob("*")) == before
+
+    spec = small_spec(max_steps=2)
+    training.train(spec, features, run, progress=another)
+    assert len(refused) == 2 and refused[0].startswith(f"process {os.getpid()} on ")
+
+
+def test_a_run_that_was_killed_as_it_began_can_be_begun_again(
+    features: Path, run: Path, tmp_path: Path
+) -> None:
+    spec, begun, mine = small_spec(max_steps=2), tmp_path / "begun", tmp_path / "mine"
+    for folder in (begun, mine):
+        folder.mkdir()
+        (folder / ".spec.yaml.1.partial").write_text("na")
+        (folder / "spec.yaml").write_text("name: mine")
+    (begun / ".lock").touch()
+    training.train(spec, features, begun, resume=True)
+    assert load(begun / "spec.yaml") == spec and not list(begun.glob(".*"))
+    with pytest.raises(UserError, match="is no run"):
+        training.train(spec, features, mine)
+    assert (mine / "spec.yaml").read_text() == "name: mine"
+    (mine / "spec.yaml").write_text(dumps(spec))
+    training.train(spec, features, mine)
+
+
+@pytest.mark.parametrize("record", ["[]", "{}", "3"])
+def test_a_damaged_record_is_refused_before_it_is_trained_on(
+    features: Path, run: Path, tmp_path: Path, record: str
+) -> None:
+    unfinished = Path(shutil.copytree(run, tmp_path / "run"))
+    (unfinished / "manifest.json").unlink()
+    (unfinished / "run.json").write_text(record)
+    with pytest.raises(UserError, match="record of a run is damaged") as error:
+        training.train(small_spec(), features, unfinished, resume=True)
+    assert error.value.where == str(unfinished / "run.json") and error.value.found
+
+
+@pytest.mark.parametrize("dim", [4, 256])
+def test_a_full_disk_is_said(features: Path, tmp_path: Path, dim: int) -> None:
+    # With few weights the export is the first file that is too large, with many a checkpoint.
+    done = subprocess.run(
+        [sys.executable, "-B", "-m", "infra.cli", "train", features / "spec.yaml", "--features",
+         features, "--output", tmp_path / "run", "--set", f"model.dim={dim}"],
+        capture_output=True, text=True, cwd=ROOT,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
+    )  # fmt: skip
+    assert done.returncode == 1
+    path = tmp_path / "run" / ("export" if dim == 4 else "checkpoints/step-00000031")
+    assert f"File too large\n  where:    {path}\n" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and not path.exists()
+    assert not [path for path in (tmp_path / "run").rglob(".*")]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_sigterm_ends_a_training_that_can_go_on(
+    features: Path, tmp_path: Path, workers: int
+) -> None:
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "infra.cli", "train", features / "spec.yaml", "--features",
+         features, "--output", run, "--workers", str(workers), "--set", "train.epochs=1000",
+         "--set", "train.early_stopping.patience=1000"],
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if line.startswith("train:"):
+            process.terminate()
+    assert process.wait() == 143, "".join(lines)
+    assert lines[-1] == "error: Interrupted. An unfinished training goes on with --resume.\n"
+    assert not [path for path in run.iterdir() if path.name.startswith((".rows", ".lock"))]
+    assert not [line for line in lines if "SIGTERM" in line]
 
 
 def _with_manifest(folder: Path, **changes: Any) -> Path:
@@ -396,6 +498,30 @@ def test_a_damaged_version_is_published_again(
     assert training.publish(twin, models) == replace(third, already=True)
 
 
+def test_a_damaged_export_is_not_published(
+    run: Path, tested: dict[str, Any], tmp_path: Path
+) -> None:
+    twin = _twin(run, tmp_path, "twin")
+    next((twin / "export" / "variables").glob("*.data-*")).write_bytes(b"")
+    with pytest.raises(UserError, match="cannot be loaded") as caught:
+        training.publish(twin, tmp_path / "models", force=True)
+    assert caught.value.where == str(twin / "export")
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("text", ["null", '"a"', "[1]", "{", ""])
+def test_a_damaged_last_version_is_passed_over(
+    run: Path, tested: dict[str, Any], tmp_path: Path, text: str
+) -> None:
+    models = tmp_path / "models"
+    (models / "4").mkdir(parents=True)
+    (models / ".last_version").write_text(text)
+    killed = models / ".publish-a.partial"
+    killed.mkdir()
+    assert training.publish(run, models, force=True).version == 5
+    assert (models / ".last_version").read_text() == "5\n" and not killed.exists()
+
+
 def test_a_run_without_an_export_is_refused(run: Path, tmp_path: Path) -> None:
     twin = _twin(run, tmp_path, "twin")
     shutil.rmtree(twin / "export")
@@ -408,7 +534,6 @@ def test_kinds_of_networks_count_as_validation_says(features: Path, tmp_path: Pa
     import tensorflow as tf
 
     from recsys.model import build
-    from training.checkpoints import Store
     from training.evaluation import load_numeric
     from training.input import load_rows, open_split
     from training.loop import CHECKPOINTS

@@ -1,0 +1,40 @@
+"""TensorFlow's writes, which tell what the system refused in words of their own."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_REFUSED = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within the block, TensorFlow's faults of writing are those of the system.
+
+    Args:
+        path: What is written, to be named.
+
+    Raises:
+        OSError: There is no space, or no permission.
+    """
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.OpError as error:
+        # Its codes are fewer than the system's, and one of them is of memory too.
+        for number in _REFUSED:
+            if os.strerror(number) in str(error):
+                raise OSError(number, os.strerror(number), str(path)) from error
+        raise
