@@ -21,6 +21,7 @@ from recsys.artifacts import (
     write_manifest,
 )
 from recsys.errors import UserError
+from recsys.schema import SPLITS
 from recsys.spec import dumps, fingerprint, fingerprints
 from recsys.spec.records import Spec
 
@@ -174,7 +175,6 @@ class _Job:
         """What the first pipeline found, if the data are fit to learn from."""
         from beam_jobs import judge
         from beam_jobs.plan import OWNERS
-        from beam_jobs.split import SPLITS
 
         counts = read_json(self.scratch / "counts.json")
         judge.require_good_records(counts, self.plan, self.folder / "dead_letter")

@@ -17,6 +17,7 @@ from recsys.errors import UserError
 from recsys.packing import Packing
 from recsys.schema import (
     REQUEST_KEY,
+    SPLITS,
     USER_KEY,
     WEIGHT,
     label_column,
@@ -32,7 +33,6 @@ MEMORY_LIMIT = 2 << 30
 CHUNK = 32_768
 """Rows that are handed to tf.data at once, then cut into batches there."""
 
-SPLITS = ("train", "validation", "test")
 _REBUILD = "Build the features again: recsys features SPEC --input IN --output FEATURES"
 
 
@@ -228,8 +228,6 @@ def to_numpy(table: pa.Table, name: str, where: str = "") -> NDArray[Any]:
         UserError: It holds nulls, be it inside its lists.
     """
     column = table.column(name).combine_chunks()
-    if isinstance(column, pa.ChunkedArray):
-        column = column.chunk(0) if column.num_chunks else pa.array([], column.type)
     length = column.type.list_size if pa.types.is_fixed_size_list(column.type) else 0
     values = column.flatten() if length else column
     # Flattened, lists that are null themselves are gone.
@@ -251,8 +249,6 @@ def hash_keys(table: pa.Table, name: str) -> NDArray[np.int64]:
     from pandas.util import hash_array
 
     encoded = table.column(name).combine_chunks().dictionary_encode()
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.unify_dictionaries().chunk(0)
     keys = np.asarray(encoded.dictionary.to_pylist(), dtype=object)
     hashes = hash_array(keys, categorize=False).view(np.int64) if keys.size else keys.astype(int)
     return hashes[encoded.indices.to_numpy(zero_copy_only=False)]
