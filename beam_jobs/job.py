@@ -227,7 +227,6 @@ class _Job:
     def _finish(self, found: dict[str, Any]) -> dict[str, Any]:
         import shutil
 
-        import pyarrow.parquet as pq
         import tensorflow_transform as tft
 
         from beam_jobs import judge, sinks, transform
@@ -254,17 +253,8 @@ class _Job:
             "time_range": {name: split["time_range"] for name, split in splits.items()},
             "counts": judge.tidy(found["counts"]),
             "warnings": found["warnings"] + _without_values(folder),
-            "feature_tables": {
-                owner: {
-                    "rows": pq.read_metadata(folder / "tables" / f"{owner}.parquet").num_rows,
-                    "key": getattr(self.spec.data.keys, owner),
-                }
-                for owner in ("user", "item")
-            },
             "counters": {
                 feature.name: {
-                    "by": [by.name for by in self.plan.by(feature)],
-                    "columns": [by.column.removeprefix("raw:") for by in self.plan.by(feature)],
                     "default": read_json(folder / "tables" / f".counter-{feature.name}.json"),
                 }
                 for feature in self.plan.counters

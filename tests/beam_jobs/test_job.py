@@ -403,11 +403,7 @@ def test_counter_tables_hold_the_end_of_all_data(folder, naive):
     assert manifest["counters"]["item_rate"]["default"] == pytest.approx(overall)
     pairs = pq.read_table(folder / "tables" / "counter-pair.parquet").to_pandas()
     assert pairs["key:value"].sum() == len(naive)
-    assert manifest["counters"]["pair"] == {
-        "by": ["kind", "device"],
-        "columns": ["kind", "device"],
-        "default": 0.0,
-    }
+    assert manifest["counters"]["pair"] == {"default": 0.0}
 
 
 def test_manifest(folder, spec, naive, examples):
