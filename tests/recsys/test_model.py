@@ -592,22 +592,22 @@ LABEL = ColumnLabel(column="c")
                 "gamma": 2.0,
                 "label_smoothing": 0.2,
                 "given": "before",
-                "mode": "masked",
-                "ipw": True,
+                "space": "observed",
+                "inverse_propensity": True,
             },
         ),
         # What the spec leaves out: focal loss of gamma 1, over the entire space.
-        ({"given": "before"}, {"loss": "focal", "gamma": 1.0, "mode": "entire_space"}),
+        ({"given": "before"}, {"loss": "focal", "gamma": 1.0, "space": "entire"}),
         (
             {"given": "before", "space": "joint", "ranking": Ranking(kind="listwise")},
-            {"loss": "focal", "gamma": 1.0, "mode": "joint", "ranking": "listwise"},
+            {"loss": "focal", "gamma": 1.0, "space": "joint", "ranking": "listwise"},
         ),
         (
             {"loss": Huber(delta=2.5, log=True), "given": "before"},
-            {"loss": "huber", "huber_delta": 2.5, "log_label": True, "mode": "masked"},
+            {"loss": "huber", "huber_delta": 2.5, "log": True},
         ),
         ({"loss": Huber()}, {"loss": "huber", "huber_delta": 1.0}),
-        ({"loss": SquaredError(log=True)}, {"loss": "mse", "log_label": True}),
+        ({"loss": SquaredError(log=True)}, {"loss": "mse", "log": True}),
         ({"loss": SquaredError(), "weight": 3.0}, {"loss": "mse", "weight": 3.0}),
     ],
 )
