@@ -206,7 +206,7 @@ class _Job:
         path = self.folder / "tables" / f"{owner}.parquet"
         if path.exists():
             return False
-        from beam_jobs.serving import serving_rows
+        from beam_jobs.serving_tables import serving_rows
         from beam_jobs.sinks import write_parquet
 
         write_parquet(serving_rows(None, None, [], owner, self.plan), path)

@@ -34,7 +34,7 @@ from beam_jobs.plan import (
     raw,
 )
 from beam_jobs.runner import carrying, summed, tick
-from beam_jobs.serving import serving_rows
+from beam_jobs.serving_tables import serving_rows
 from beam_jobs.sinks import write_arrow, write_parquet
 from beam_jobs.sources import ReadTask, read
 from beam_jobs.split import OUTSIDE, identity, split_of
