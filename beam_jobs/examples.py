@@ -17,7 +17,7 @@ from beam_jobs.sinks import example_array, read_arrow, write_parquet
 from beam_jobs.transform import adapter_config, arrow_type, preprocessing_fn
 from recsys.artifacts import RAW_FOLDER, RAW_SPLIT
 from recsys.raw import canonical
-from recsys.schema import (
+from recsys.spec.schema import (
     SPLITS,
     WEIGHT,
     RawColumn,

@@ -21,9 +21,9 @@ from recsys.artifacts import (
     write_manifest,
 )
 from recsys.errors import UserError
-from recsys.schema import SPLITS
 from recsys.spec import dumps, fingerprint, fingerprints
 from recsys.spec.records import Spec
+from recsys.spec.schema import SPLITS
 
 if TYPE_CHECKING:
     from beam_jobs.plan import Owner
@@ -308,7 +308,7 @@ def _learned(folder: Path, content: Mapping[str, Any]) -> str:
 def _without_values(folder: Path) -> list[str]:
     """What there is to say of vocabularies that hold nothing."""
     from beam_jobs.vocabularies import NO_VALUE
-    from recsys.schema import vocabulary_name
+    from recsys.spec.schema import vocabulary_name
 
     assets = folder / "transform" / "transform_fn" / "assets"
     return [

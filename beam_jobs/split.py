@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from beam_jobs.partition import fractions, stable_hash
 from beam_jobs.plan import DAY, IDENTITY, IMPRESSION, REQUEST, ROW
-from recsys.schema import SPLITS
 from recsys.spec.records import FractionSplit, Spec, TimeSplit
+from recsys.spec.schema import SPLITS
 from recsys.splitmix import mixed
 
 OUTSIDE = len(SPLITS)

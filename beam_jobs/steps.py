@@ -41,7 +41,7 @@ from beam_jobs.split import OUTSIDE, identity, split_of
 from beam_jobs.statistics import SplitStats
 from beam_jobs.validate import DEAD_LETTER, count_reasons, validate
 from recsys.artifacts import write_json
-from recsys.schema import OWNER_KEY, SPLITS
+from recsys.spec.schema import OWNER_KEY, SPLITS
 from recsys.splitmix import mixed
 
 DEAD, COUNTS, SERVING = "dead", "counts", "serving"

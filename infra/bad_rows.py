@@ -11,8 +11,8 @@ import pyarrow as pa
 from infra.owners import codes
 from infra.tables import Column, Read, missing
 from recsys.raw import canonical
-from recsys.schema import RawColumn
 from recsys.spec.records import Data
+from recsys.spec.schema import RawColumn
 
 ALIKE = 0.01
 """Rows equal to another from which nobody can think that each was written twice."""

@@ -26,8 +26,8 @@ from infra.roles import Named, Roles, is_label_like, roles, tasks
 from infra.splits import split
 from infra.tables import Column, label, look, read, sample
 from infra.writing import TRAIN, counters, embedded, encodings, feature, model, quoted
-from recsys.schema import RESERVED
 from recsys.spec.names import Names
+from recsys.spec.schema import RESERVED
 
 SAMPLE_ROWS = 200_000
 COUNTED_KINDS = 3

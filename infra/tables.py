@@ -21,7 +21,7 @@ from beam_jobs.plan import Source
 from beam_jobs.sources import BYTES_PER_BLOCK, File, Sample, check_delimiter, resolve
 from recsys.errors import EXIT_WRONG_USE, UserError
 from recsys.raw import EXACT, MISSING_TEXTS, canonical, is_missing, unbracketed
-from recsys.schema import NUMBER, RawColumn
+from recsys.spec.schema import NUMBER, RawColumn
 
 FEW_VALUES = 12
 """Whole numbers of no more values than this are categories."""

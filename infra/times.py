@@ -21,8 +21,8 @@ from infra.tables import Column, sample, snake
 from infra.writing import quoted
 from recsys.errors import EXIT_WRONG_USE, UserError
 from recsys.raw import canonical
-from recsys.schema import RawColumn
 from recsys.spec.records import TimeColumn
+from recsys.spec.schema import RawColumn
 
 PARSED = 0.99
 """Rows that must have a time that can be read; the feature job sets the others apart as bad."""

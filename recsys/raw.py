@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys.schema import LIST_SEPARATOR, RawColumn
+from recsys.spec.schema import LIST_SEPARATOR, RawColumn
 
 MISSING_TEXTS = (
     "", "NA", "N/A", "n/a", "#N/A", "NULL", "null", "None", "NaN", "nan", "-", "?",

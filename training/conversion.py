@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from recsys.artifacts import read_manifest, write_folder, write_json, write_manifest
 from recsys.errors import UserError
 from recsys.loggers import quieted
-from recsys.schema import SCORE, model_inputs, output_names, value_names
 from recsys.spec import fingerprints, load
 from recsys.spec.records import Hash, Spec
+from recsys.spec.schema import SCORE, model_inputs, output_names, value_names
 from training.device_readme import device_readme
 from training.evaluation import EXPORT, check_features, features_of, load_numeric
 from training.input import open_split, read_columns, to_numpy

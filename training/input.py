@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from recsys.artifacts import RAW_FOLDER
 from recsys.errors import UserError
 from recsys.packing import Packing
-from recsys.schema import (
+from recsys.spec.records import Spec
+from recsys.spec.schema import (
     REQUEST_KEY,
     SPLITS,
     USER_KEY,
@@ -24,7 +25,6 @@ from recsys.schema import (
     model_inputs,
     slice_column,
 )
-from recsys.spec.records import Spec
 from training.order import Plan, ShardOrder, thin_negatives
 
 MEMORY_LIMIT = 2 << 30

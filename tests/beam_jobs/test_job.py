@@ -13,8 +13,8 @@ import pytest
 
 from beam_jobs import run_features
 from recsys.artifacts import read_manifest
-from recsys.schema import example_columns, raw_columns
 from recsys.spec import fingerprints, loads
+from recsys.spec.schema import example_columns, raw_columns
 
 pytestmark = pytest.mark.long
 

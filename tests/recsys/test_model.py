@@ -16,7 +16,6 @@ from recsys.model import _LossScale, build, task_loss
 from recsys.network import Network
 from recsys.outputs import Outputs, probabilities
 from recsys.packing import Packing
-from recsys.schema import model_inputs
 from recsys.spec import Spec, load, loads
 from recsys.spec.records import (
     Balancing,
@@ -32,6 +31,7 @@ from recsys.spec.records import (
     SquaredError,
     Task,
 )
+from recsys.spec.schema import model_inputs
 
 pytestmark = pytest.mark.long
 

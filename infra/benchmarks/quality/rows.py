@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from recsys.artifacts import read_manifest, write_folder, write_json
-from recsys.schema import (
+from recsys.spec.records import History, Spec
+from recsys.spec.schema import (
     SPLITS,
     ModelInput,
     encoding_of,
@@ -27,9 +28,8 @@ from recsys.schema import (
     label_column,
     slice_column,
 )
-from recsys.schema import USER_KEY as USER
-from recsys.schema import raw_columns as raw
-from recsys.spec.records import History, Spec
+from recsys.spec.schema import USER_KEY as USER
+from recsys.spec.schema import raw_columns as raw
 
 VALUES_OF_A_LIST = 2
 
