@@ -17,8 +17,8 @@ import pyarrow as pa
 from beam_jobs.history import known_day
 from beam_jobs.plan import DAY, Plan, raw
 from recsys.raw import canonical
-from recsys.schema import COUNTED, RawColumn, label_column
 from recsys.spec.records import Counter, Feature
+from recsys.spec.schema import COUNTED, RawColumn, label_column
 
 KEY, SHOWN, POSITIVES, ASKED, VALUE = "joint_key", "shown", "positives", "asked", "value"
 _SEPARATOR = "\x1f"

@@ -14,11 +14,11 @@ import tensorflow_transform.beam as tft_beam
 from beam_jobs.plan import REQUEST, TIME, USER, Plan, raw
 from beam_jobs.runner import carrying, tick
 from beam_jobs.sinks import example_array, read_arrow, write_parquet
-from beam_jobs.split import SPLITS
 from beam_jobs.transform import adapter_config, arrow_type, preprocessing_fn
 from recsys.artifacts import RAW_FOLDER, RAW_SPLIT
 from recsys.raw import canonical
-from recsys.schema import (
+from recsys.spec.schema import (
+    SPLITS,
     WEIGHT,
     RawColumn,
     example_columns,

@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from beam_jobs.plan import DAY, ROW, TIME, USER, Plan, known, raw
 from beam_jobs.validate import MS_PER_DAY
-from recsys.schema import LIST_SEPARATOR, label_column
 from recsys.spec.records import Feature, History
+from recsys.spec.schema import LIST_SEPARATOR, label_column
 
 _OFFSET_MS = 15 * 60_000
 """Of what clocks' distances from UTC are multiples."""

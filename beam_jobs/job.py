@@ -23,6 +23,7 @@ from recsys.artifacts import (
 from recsys.errors import UserError
 from recsys.spec import dumps, fingerprint, fingerprints
 from recsys.spec.records import Spec
+from recsys.spec.schema import SPLITS
 
 if TYPE_CHECKING:
     from beam_jobs.plan import Owner
@@ -174,7 +175,6 @@ class _Job:
         """What the first pipeline found, if the data are fit to learn from."""
         from beam_jobs import judge
         from beam_jobs.plan import OWNERS
-        from beam_jobs.split import SPLITS
 
         counts = read_json(self.scratch / "counts.json")
         judge.require_good_records(counts, self.plan, self.folder / "dead_letter")
@@ -206,7 +206,7 @@ class _Job:
         path = self.folder / "tables" / f"{owner}.parquet"
         if path.exists():
             return False
-        from beam_jobs.serving import serving_rows
+        from beam_jobs.serving_tables import serving_rows
         from beam_jobs.sinks import write_parquet
 
         write_parquet(serving_rows(None, None, [], owner, self.plan), path)
@@ -227,7 +227,6 @@ class _Job:
     def _finish(self, found: dict[str, Any]) -> dict[str, Any]:
         import shutil
 
-        import pyarrow.parquet as pq
         import tensorflow_transform as tft
 
         from beam_jobs import judge, sinks, transform
@@ -254,17 +253,8 @@ class _Job:
             "time_range": {name: split["time_range"] for name, split in splits.items()},
             "counts": judge.tidy(found["counts"]),
             "warnings": found["warnings"] + _without_values(folder),
-            "feature_tables": {
-                owner: {
-                    "rows": pq.read_metadata(folder / "tables" / f"{owner}.parquet").num_rows,
-                    "key": getattr(self.spec.data.keys, owner),
-                }
-                for owner in ("user", "item")
-            },
             "counters": {
                 feature.name: {
-                    "by": [by.name for by in self.plan.by(feature)],
-                    "columns": [by.column.removeprefix("raw:") for by in self.plan.by(feature)],
                     "default": read_json(folder / "tables" / f".counter-{feature.name}.json"),
                 }
                 for feature in self.plan.counters
@@ -318,7 +308,7 @@ def _learned(folder: Path, content: Mapping[str, Any]) -> str:
 def _without_values(folder: Path) -> list[str]:
     """What there is to say of vocabularies that hold nothing."""
     from beam_jobs.vocabularies import NO_VALUE
-    from recsys.schema import vocabulary_name
+    from recsys.spec.schema import vocabulary_name
 
     assets = folder / "transform" / "transform_fn" / "assets"
     return [

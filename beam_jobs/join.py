@@ -26,8 +26,8 @@ from beam_jobs.plan import (
     raw,
 )
 from beam_jobs.validate import DEAD_LETTER, MS_PER_DAY, dead_letters, missing_label
-from recsys.schema import label_column
 from recsys.spec.records import ActionLabel, ColumnLabel
+from recsys.spec.schema import label_column
 
 Counts = dict[str, int]
 

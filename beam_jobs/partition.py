@@ -21,15 +21,6 @@ def stable_hash(values: pa.ChunkedArray | pa.Array) -> np.ndarray:
     return pd.util.hash_array(np.asarray(text, dtype=object))
 
 
-def mixed(values: np.ndarray, seed: int) -> np.ndarray:
-    """Mix uint64 hashes with a seed (the finalizer of SplitMix64), uint64 [rows]."""
-    with np.errstate(over="ignore"):
-        mixed = values ^ (np.uint64(seed % 2**64) * np.uint64(0x9E3779B97F4A7C15))
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return mixed ^ (mixed >> np.uint64(31))
-
-
 def fractions(values: np.ndarray) -> np.ndarray:
     """Hashes as numbers in [0, 1), float64 [rows]."""
     return (values >> np.uint64(11)).astype(np.float64) / 2.0**53

@@ -21,7 +21,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from recsys.schema import (
+from recsys.spec.records import ColumnLabel, Counter, Feature, Spec, TimeColumn, TimeSplit
+from recsys.spec.schema import (
     REQUEST_KEY,
     TIME,
     USER_KEY,
@@ -34,7 +35,6 @@ from recsys.schema import (
     raw_columns,
     separators,
 )
-from recsys.spec.records import ColumnLabel, Counter, Feature, Spec, TimeColumn, TimeSplit
 
 ROW = "row"
 USER, ITEM, REQUEST, IMPRESSION = USER_KEY, "key:item", REQUEST_KEY, "key:impression"

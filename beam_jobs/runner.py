@@ -22,6 +22,7 @@ from apache_beam.runners.runner import create_runner
 
 from recsys.cores import cores_at_hand
 from recsys.errors import EXIT_WRONG_USE, UserError, of_system
+from recsys.loggers import quieted
 
 _MARK = "recsys-user-error:"
 _NOISY = ("apache_beam", "absl", "tensorflow", "tensorflow_transform", "tfx_bsl", "root")
@@ -83,7 +84,9 @@ def pipeline(pipeline_args: Sequence[str]) -> Iterator[beam.Pipeline]:
     named = _names_runner(pipeline_args)
     try:
         with (
-            _quiet(),
+            # They warn of their own internals by the page; errors still come through.
+            quieted(*_NOISY, below=logging.CRITICAL),
+            warnings.catch_warnings(action="ignore"),
             beam.Pipeline(runner=None if named else FnApiRunner(), options=options) as pipeline,
         ):
             yield pipeline
@@ -94,22 +97,6 @@ def pipeline(pipeline_args: Sequence[str]) -> Iterator[beam.Pipeline]:
         if carried is None:
             raise
         raise carried from None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    # Beam and TF Transform warn of their own internals by the page; errors still come through.
-    loggers = [logging.getLogger(None if name == "root" else name) for name in _NOISY]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 class CarriedError(Exception):

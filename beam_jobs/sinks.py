@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys.schema import ModelInput
+from recsys.spec.schema import ModelInput
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:

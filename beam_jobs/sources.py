@@ -24,9 +24,10 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from beam_jobs.partition import mixed, stable_hash
+from beam_jobs.partition import stable_hash
 from beam_jobs.plan import PLACE, UNREAD, Source
 from recsys.errors import UserError
+from recsys.splitmix import mixed
 
 PARQUET = (".parquet", ".pq")
 CSV = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
@@ -365,8 +366,6 @@ def _hash_of(rows: pa.Table) -> np.ndarray:
     total = np.zeros(len(rows), dtype=np.uint64)
     for at, name in enumerate(rows.column_names):
         values = rows[name].combine_chunks()
-        if isinstance(values, pa.ChunkedArray):
-            values = pa.concat_arrays(values.chunks)
         missing = values.is_null().to_numpy(zero_copy_only=False)
         total = mixed(total ^ np.where(missing, np.uint64(0), _bits_of(values)), at + 1)
     return total

@@ -7,11 +7,12 @@ from datetime import date
 import numpy as np
 import pyarrow as pa
 
-from beam_jobs.partition import fractions, mixed, stable_hash
+from beam_jobs.partition import fractions, stable_hash
 from beam_jobs.plan import DAY, IDENTITY, IMPRESSION, REQUEST, ROW
 from recsys.spec.records import FractionSplit, Spec, TimeSplit
+from recsys.spec.schema import SPLITS
+from recsys.splitmix import mixed
 
-SPLITS = ("train", "validation", "test")
 OUTSIDE = len(SPLITS)
 _EPOCH = date(1970, 1, 1)
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from beam_jobs.partition import stable_hash
 from beam_jobs.plan import TIME, Plan, raw
-from recsys.schema import label_column
+from recsys.spec.schema import label_column
 
 MOST_COUNTED = 20_000
 TOP = 20

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from beam_jobs.history import Bounds, clock_bounds, clock_of, histories, widest
 from beam_jobs.join import Joined, attribute, deduplicate, join_table
-from beam_jobs.partition import by_shard, gather, mixed, partition, stable_hash
+from beam_jobs.partition import by_shard, gather, partition, stable_hash
 from beam_jobs.plan import (
     DAY,
     IDENTITY,
@@ -34,14 +34,15 @@ from beam_jobs.plan import (
     raw,
 )
 from beam_jobs.runner import carrying, summed, tick
-from beam_jobs.serving import serving_rows
+from beam_jobs.serving_tables import serving_rows
 from beam_jobs.sinks import write_arrow, write_parquet
 from beam_jobs.sources import ReadTask, read
-from beam_jobs.split import OUTSIDE, SPLITS, identity, split_of
+from beam_jobs.split import OUTSIDE, identity, split_of
 from beam_jobs.statistics import SplitStats
 from beam_jobs.validate import DEAD_LETTER, count_reasons, validate
 from recsys.artifacts import write_json
-from recsys.schema import OWNER_KEY
+from recsys.spec.schema import OWNER_KEY, SPLITS
+from recsys.splitmix import mixed
 
 DEAD, COUNTS, SERVING = "dead", "counts", "serving"
 REASON = "\x1f"

@@ -18,7 +18,18 @@ from tfx_bsl.tfxio.tensor_adapter import TensorAdapterConfig
 
 from beam_jobs import distributions
 from beam_jobs.vocabularies import Wanted, learn_vocabularies
-from recsys.schema import (
+from recsys.spec.records import (
+    Counter,
+    Feature,
+    Hash,
+    History,
+    Numeric,
+    Piecewise,
+    Quantiles,
+    Spec,
+    Vocabulary,
+)
+from recsys.spec.schema import (
     LIST_SEPARATOR,
     NUMBER,
     PADDING,
@@ -30,17 +41,6 @@ from recsys.schema import (
     vocabulary_name,
     weights_name,
     weights_of,
-)
-from recsys.spec.records import (
-    Counter,
-    Feature,
-    Hash,
-    History,
-    Numeric,
-    Piecewise,
-    Quantiles,
-    Spec,
-    Vocabulary,
 )
 
 Tensors = dict[str, tf.Tensor]
@@ -98,7 +98,7 @@ def preprocessing_fn(spec: Spec) -> Callable[[Tensors], Tensors]:
     """TF Transform's preprocessing function for a spec.
 
     The function takes one dense tensor a raw column, [batch], string or float32, and answers
-    one tensor a model input, as `recsys.schema.model_inputs` describes them, ids in int64.
+    one tensor a model input, as `recsys.spec.schema.model_inputs` describes them, ids in int64.
     """
 
     def transform(inputs: Tensors) -> Tensors:

@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 from beam_jobs.plan import PLACE, REST, ROW, UNREAD, Field, Source
 from recsys.artifacts import finite
 from recsys.raw import canonical, is_missing
-from recsys.schema import RawColumn
 from recsys.spec.records import TimeColumn
+from recsys.spec.schema import RawColumn
 
 MS_PER_DAY = 86_400_000
 OF_LOGARITHM = "its loss is of log(1 + label)"

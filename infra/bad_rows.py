@@ -12,8 +12,8 @@ from infra.columns import Column, missing
 from infra.owners import codes
 from infra.tables import Read
 from recsys.raw import canonical
-from recsys.schema import RawColumn
 from recsys.spec.records import Data
+from recsys.spec.schema import RawColumn
 
 ALLOWED = Data.model_fields["bad_records"].default
 """Share of bad records above which the feature job stops, if the spec does not say another."""

@@ -12,7 +12,7 @@ from infra.columns import Column, Looked
 from infra.leaks import Late, Truth, late
 from infra.owners import Owner
 from infra.roles import Roles
-from recsys.schema import RESERVED
+from recsys.spec.schema import RESERVED
 
 SEEN = 5
 """Rows of training that an id needs to get an embedding of its own."""

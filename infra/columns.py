@@ -13,7 +13,7 @@ from pyarrow import types
 
 from infra.tables import BAD_BYTES, Read, beyond_integers, sample
 from recsys.raw import EXACT, MISSING_TEXTS, canonical, is_missing, unbracketed
-from recsys.schema import NUMBER, RawColumn
+from recsys.spec.schema import NUMBER, RawColumn
 
 FEW_VALUES = 12
 """Whole numbers of no more values than this are categories."""

@@ -118,8 +118,6 @@ def codes(values: pa.ChunkedArray) -> np.ndarray:
     if pa.types.is_nested(values.type):
         return np.zeros(len(values), np.int64)
     coded = values.combine_chunks()
-    if isinstance(coded, pa.ChunkedArray):
-        coded = pa.concat_arrays(coded.chunks)
     if pa.types.is_null(coded.type):
         return np.full(len(values), -1, np.int64)
     indices = coded.dictionary_encode().indices.fill_null(-1)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from recsys.schema import conditional_name
+from recsys.spec.schema import conditional_name
 from training.gate import Decision, Reject
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from beam_jobs.plan import Source
 from beam_jobs.sources import BYTES_PER_BLOCK, File, Sample, check_delimiter, resolve
 from recsys.errors import EXIT_WRONG_USE, UserError
 from recsys.raw import EXACT, MISSING_TEXTS, canonical, is_missing
-from recsys.schema import NUMBER, RawColumn
+from recsys.spec.schema import NUMBER, RawColumn
 
 BYTES_LOOKED_AT = 1 << 20
 """The start of a file that its header, and how its numbers are written, are looked up in."""

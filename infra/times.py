@@ -19,8 +19,8 @@ from infra.columns import Column, Looked, snake
 from infra.owners import Owners
 from infra.tables import sample, wrong_use
 from recsys.raw import canonical
-from recsys.schema import RawColumn
 from recsys.spec.records import TimeColumn
+from recsys.spec.schema import RawColumn
 
 PARSED = 0.99
 """Rows that must have a time that can be read; the feature job sets the others apart as bad."""

@@ -12,9 +12,9 @@ from recsys.calibration import Calibration
 from recsys.errors import UserError
 from recsys.model import RankingModel
 from recsys.outputs import Outputs
-from recsys.schema import model_inputs, raw_columns
 from recsys.spec.names import argument_names
 from recsys.spec.records import Spec
+from recsys.spec.schema import model_inputs, raw_columns
 
 RAW = "serving_default"
 TF_EXAMPLE = "tf_example"
@@ -32,10 +32,10 @@ def export(
 ) -> None:
     """Write a SavedModel with three signatures, each [batch] in and float32 [batch] out.
 
-    `serving_default` takes the raw columns (`recsys.schema.raw_columns`, under the names of
+    `serving_default` takes the raw columns (`recsys.spec.schema.raw_columns`, under the names of
     `recsys.spec.names.argument_names`), `tf_example` takes `examples`, serialized `tf.Example`s
     of the same columns (an absent one is missing), and `numeric` takes the model's inputs as the
-    transform graph makes them. All answer `recsys.schema.output_names` and `score`.
+    transform graph makes them. All answer `recsys.spec.schema.output_names` and `score`.
 
     Args:
         model: A trained model.

@@ -7,7 +7,7 @@ seconds. Rows whose label is NaN (not observed) are left out throughout.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -190,15 +190,10 @@ def normalized_entropy(labels: ArrayLike, probs: ArrayLike) -> float:
     return log_loss(y, p) / entropy
 
 
-def ece(
-    labels: ArrayLike,
-    probs: ArrayLike,
-    bins: int = 15,
-    binning: Literal["mass", "width"] = "mass",
-) -> float:
+def ece(labels: ArrayLike, probs: ArrayLike, bins: int = 15) -> float:
     """Expected calibration error: mean over rows of |mean p - label rate| of their bin.
 
-    Bins hold equally many rows by default. Clicks and conversions are rare: fifteen
+    Bins hold equally many rows. Clicks and conversions are rare: fifteen
     bins of equal *width* would put nearly every row into the first, where over- and
     under-estimates cancel. Equal probabilities always share a bin, so the result does
     not depend on the order of rows.
@@ -207,26 +202,22 @@ def ece(
         labels: [rows] of 0 and 1, NaN where not observed.
         probs: [rows] in [0, 1].
         bins: how many bins at most.
-        binning: "mass" (equal rows) or "width" (equal intervals of [0, 1]).
 
     Returns:
         The error in [0, 1]; NaN without rows.
 
     Raises:
-        ValueError: on NaN probabilities, labels that are not 0 or 1, shapes that differ, fewer
-            than one bin or an unknown binning.
+        ValueError: on NaN probabilities, labels that are not 0 or 1, shapes that differ, or
+            fewer than one bin.
     """
     y, p, _ = _observed(labels, probs, None, "")
     positive = _binary(y)
     if p.size == 0:
         return math.nan
-    if bins < 1 or binning not in ("mass", "width"):
-        raise ValueError(f"bins must be at least 1 and binning known; got {bins}, {binning!r}.")
-    if binning == "width":
-        edges = np.linspace(0.0, 1.0, bins + 1)[1:-1].astype(p.dtype)
-    else:
-        cuts = np.unique(np.arange(1, bins) * p.size // bins)
-        edges = np.unique(np.partition(p, cuts)[cuts]) if cuts.size else p[:0]
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1; received {bins}.")
+    cuts = np.unique(np.arange(1, bins) * p.size // bins)
+    edges = np.unique(np.partition(p, cuts)[cuts]) if cuts.size else p[:0]
     index = np.searchsorted(edges, p, side="right")
     gap = np.bincount(index, p, edges.size + 1) - np.bincount(index, positive, edges.size + 1)
     return float(np.abs(gap).sum() / p.size)

@@ -14,7 +14,6 @@ from recsys.exchange import sum_over_replicas
 from recsys.layers.randomness import fold_in, seed_of_step
 from recsys.layers.tree_ensemble import Forest, TreeEnsemble
 from recsys.losses import MultiTaskLoss, TaskLoss
-from recsys.losses.multi_task import Mode
 from recsys.network import Network
 from recsys.optimizers import WarmupDecay, make_optimizer
 from recsys.packing import Packing
@@ -268,25 +267,19 @@ def build(
     return model
 
 
-_MODES: dict[str, Mode] = {"entire": "entire_space", "observed": "masked", "joint": "joint"}
-
-
 def task_loss(task: Task) -> TaskLoss:
     """The loss record of a spec's task."""
     loss = task.loss
-    mode: Mode | None = None
-    if task.given is not None:
-        mode = "masked" if task.is_regression else _MODES[task.space]
     return TaskLoss(
         name=task.name,
         given=task.given,
-        mode=mode,
-        ipw=task.inverse_propensity,
+        space=task.space,
+        inverse_propensity=task.inverse_propensity,
         loss=loss.kind,
         alpha=loss.alpha if isinstance(loss, Focal) else None,
         gamma=loss.gamma if isinstance(loss, Focal) else 0.0,
         huber_delta=loss.delta if isinstance(loss, Huber) else 1.0,
-        log_label=task.by_logarithm,
+        log=task.by_logarithm,
         label_smoothing=getattr(loss, "label_smoothing", 0.0),
         weight=task.weight,
         ranking=task.ranking.kind if task.ranking else None,

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from recsys.calibration import Calibration, CalibrationLayer
-from recsys.schema import SCORE, conditional_name
 from recsys.spec.records import Spec
+from recsys.spec.schema import SCORE, conditional_name
 
 _TINY = 1e-12
 """Below any probability that a float32 sigmoid of a sane logit gives; keeps 0 / 0 at 0."""
@@ -23,7 +23,7 @@ _LARGEST = 80.0
 def probabilities(
     spec: Spec, logits: np.ndarray, calibrations: Mapping[str, Calibration] | None = None
 ) -> dict[str, np.ndarray]:
-    """Answers by name (see `recsys.schema.output_names`) and the score.
+    """Answers by name (see `recsys.spec.schema.output_names`) and the score.
 
     Args:
         spec: The spec.

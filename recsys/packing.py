@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from recsys.schema import ModelInput, model_inputs
 from recsys.spec.records import Spec
+from recsys.spec.schema import ModelInput, model_inputs
 
 
 @dataclass(frozen=True)

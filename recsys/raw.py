@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys.schema import LIST_SEPARATOR, RawColumn
+from recsys.spec.schema import LIST_SEPARATOR, RawColumn
 
 MISSING_TEXTS = (
     "", "NA", "N/A", "n/a", "#N/A", "NULL", "null", "None", "NaN", "nan", "-", "?",
@@ -66,8 +66,6 @@ def canonical(
     """
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
-    if isinstance(values, pa.ChunkedArray):  # combine_chunks may still answer chunks
-        values = pa.concat_arrays(values.chunks) if values.chunks else pa.array([], values.type)
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     try:

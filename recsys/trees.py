@@ -7,15 +7,15 @@ from collections.abc import Mapping
 import tensorflow as tf
 
 from recsys.packing import Packing
-from recsys.schema import tree_inputs
 from recsys.spec.records import Spec
+from recsys.spec.schema import tree_inputs
 
 MISSING = -1.0e9
 """Stands for a missing number, where its buckets tell that it is."""
 
 
 class TreeInputs:
-    """One float32 column for each input of `recsys.schema.tree_inputs`.
+    """One float32 column for each input of `recsys.spec.schema.tree_inputs`.
 
     Ids are their number, which by vocabulary is the rank by frequency, and by quantiles that
     of the bucket (0 where missing). A piecewise encoding is how many bins the number fills.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recsys.schema import counted_by
+from recsys.spec.schema import counted_by
 from serving.columns import id_columns
 from serving.contract import Contract, RankRequest
 from serving.store import LocalStore

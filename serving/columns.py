@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from recsys.raw import canonical_values
-from recsys.schema import RawColumn, is_own_id, only_counted_by, raw_columns
 from recsys.spec import Spec
+from recsys.spec.schema import RawColumn, is_own_id, only_counted_by, raw_columns
 
 
 def canonical_column(

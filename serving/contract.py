@@ -29,8 +29,8 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from recsys.raw import EXACT, canonical_key
-from recsys.schema import RawColumn, output_names, raw_columns, separators, value_names
 from recsys.spec import Spec
+from recsys.spec.schema import RawColumn, output_names, raw_columns, separators, value_names
 from serving.body import parse_json
 from serving.columns import canonical_column, context_only, id_columns
 from serving.faults import BodyFault, Faults, RequestError

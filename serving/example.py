@@ -7,8 +7,8 @@ from typing import Any
 
 from recsys.artifacts import read_json
 from recsys.errors import UserError
-from recsys.schema import raw_columns
 from recsys.spec import Spec
+from recsys.spec.schema import raw_columns
 from serving.columns import context_only
 from serving.store import LocalStore
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from recsys.artifacts import versions
 from recsys.errors import UserError
-from recsys.schema import SCORE
+from recsys.spec.schema import SCORE
 from serving.assemble import Assembler
 from serving.contract import Contract, RankRequest
 from serving.logs import NAME

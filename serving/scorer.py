@@ -13,9 +13,9 @@ import numpy as np
 import recsys  # noqa: F401  (Keras switch first)
 from recsys.cores import cores_at_hand
 from recsys.errors import UserError, kind_and_line
-from recsys.schema import SCORE, RawColumn, output_names, raw_columns
 from recsys.spec import Spec
 from recsys.spec.names import argument_names
+from recsys.spec.schema import SCORE, RawColumn, output_names, raw_columns
 
 
 @dataclass(frozen=True)

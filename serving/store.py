@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from recsys.artifacts import MANIFEST, read_manifest
 from recsys.errors import UserError, first_line
 from recsys.raw import canonical
-from recsys.schema import COUNTED, OWNER_KEY, RawColumn, raw_columns
 from recsys.spec import Spec, load
 from recsys.spec.records import Counter
+from recsys.spec.schema import COUNTED, OWNER_KEY, RawColumn, raw_columns
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ READ = 65_536
 def fit_trees(spec: Spec, features: Path, validation: Rows) -> list[Forest]:
     """Boost the trees of each task, on the rows that its head speaks of.
 
-    Trees read `recsys.schema.tree_inputs`, minimize the log loss (squared error of a
+    Trees read `recsys.spec.schema.tree_inputs`, minimize the log loss (squared error of a
     regression), and are no more than give the least loss on validation. Friedman 2001, Greedy
     Function Approximation; grown by histograms, the leaf of most gain first, as in LightGBM (Ke
     et al. 2017), by scikit-learn.

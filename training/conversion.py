@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,9 +21,10 @@ from numpy.typing import NDArray
 
 from recsys.artifacts import read_manifest, write_folder, write_json, write_manifest
 from recsys.errors import UserError
-from recsys.schema import SCORE, model_inputs, output_names, value_names
+from recsys.loggers import quieted
 from recsys.spec import fingerprints, load
 from recsys.spec.records import Hash, Spec
+from recsys.spec.schema import SCORE, model_inputs, output_names, value_names
 from training.device_readme import device_readme
 from training.evaluation import EXPORT, check_features, features_of, load_numeric
 from training.input import open_split, read_columns, to_numpy
@@ -238,12 +238,5 @@ def compare(
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Leave out the converter's own words and the interpreter's notice of its new package."""
-    logger = logging.getLogger("tensorflow")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    with quieted("tensorflow"), warnings.catch_warnings(action="ignore"):
+        yield

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from recsys.schema import output_names
 from recsys.spec.records import Spec
+from recsys.spec.schema import output_names
 
 _RULES = """\
 # {name}, for a device

@@ -20,7 +20,10 @@ from recsys.artifacts import (
     write_json,
 )
 from recsys.errors import UserError, kind_and_line
-from recsys.schema import (
+from recsys.spec import load
+from recsys.spec.names import argument_names
+from recsys.spec.records import Spec
+from recsys.spec.schema import (
     USER_KEY,
     label_column,
     model_inputs,
@@ -28,9 +31,6 @@ from recsys.schema import (
     raw_columns,
     slice_column,
 )
-from recsys.spec import load
-from recsys.spec.names import argument_names
-from recsys.spec.records import Spec
 from training.input import (
     Split,
     has_raw,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recsys.schema import conditional_name
 from recsys.spec.records import Spec
+from recsys.spec.schema import conditional_name
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,16 @@ from numpy.typing import NDArray
 from recsys.artifacts import RAW_FOLDER
 from recsys.errors import EXIT_WRONG_USE, UserError, first_line
 from recsys.packing import Packing
-from recsys.schema import (
+from recsys.spec.records import Spec
+from recsys.spec.schema import (
     REQUEST_KEY,
+    SPLITS,
     USER_KEY,
     WEIGHT,
     label_column,
     model_inputs,
     slice_column,
 )
-from recsys.spec.records import Spec
 from training.order import Plan, ShardOrder, thin_negatives
 
 MEMORY_LIMIT = 2 << 30
@@ -34,7 +35,6 @@ MEMORY_LIMIT = 2 << 30
 CHUNK = 32_768
 """Rows that are handed to tf.data at once, then cut into batches there."""
 
-SPLITS = ("train", "validation", "test")
 _REBUILD = "Build the features again: recsys features SPEC --input IN --output FEATURES"
 
 
@@ -245,8 +245,6 @@ def to_numpy(table: pa.Table, name: str, where: str = "") -> NDArray[Any]:
         UserError: It holds nulls, be it inside its lists.
     """
     column = table.column(name).combine_chunks()
-    if isinstance(column, pa.ChunkedArray):
-        column = column.chunk(0) if column.num_chunks else pa.array([], column.type)
     length = column.type.list_size if pa.types.is_fixed_size_list(column.type) else 0
     values = column.flatten() if length else column
     # Flattened, lists that are null themselves are gone.
@@ -268,8 +266,6 @@ def hash_keys(table: pa.Table, name: str) -> NDArray[np.int64]:
     from pandas.util import hash_array
 
     encoded = table.column(name).combine_chunks().dictionary_encode()
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.unify_dictionaries().chunk(0)
     keys = np.asarray(encoded.dictionary.to_pylist(), dtype=object)
     hashes = hash_array(keys, categorize=False).view(np.int64) if keys.size else keys.astype(int)
     return hashes[encoded.indices.to_numpy(zero_copy_only=False)]

@@ -53,7 +53,6 @@ def fit_on_ray(
     gpu: bool = False,
     address: str | None = None,
     progress: Progress,
-    verbose: bool = False,
 ) -> None:
     """Train on Ray workers, and train anew where the spec says `train.refit`.
 
@@ -68,7 +67,6 @@ def fit_on_ray(
         gpu: Give each a GPU.
         address: The cluster; None for one on this machine.
         progress: Told what the first worker tells.
-        verbose: Let Ray's own output through.
 
     Raises:
         UserError: The workers cannot be had, kept being lost, or found a fault in the data.
@@ -83,7 +81,7 @@ def fit_on_ray(
     progress_folder = job.run / FOLDER
     shutil.rmtree(progress_folder, ignore_errors=True)
     progress_folder.mkdir()
-    with _ray(address, workers, verbose):
+    with _ray(address, workers):
         _require(workers, gpu, ray.cluster_resources(), address)
         # A snapshot of an earlier attempt may name checkpoints that are gone.
         for stale in (job.run / job.checkpoints).glob("*snapshot*"):
@@ -214,14 +212,13 @@ def _require(workers: int, gpu: bool, has: dict[str, float], address: str | None
 
 
 @contextlib.contextmanager
-def _ray(address: str | None, workers: int, verbose: bool) -> Iterator[None]:
+def _ray(address: str | None, workers: int) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
         yield
         return
-    level = logging.INFO if verbose else logging.ERROR
-    options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     folder = None
     if address is None:
         # Sockets lie in it, and their paths may be 107 bytes long at most.
@@ -232,7 +229,7 @@ def _ray(address: str | None, workers: int, verbose: bool) -> Iterator[None]:
             "_temp_dir": folder,
         }
     try:
-        with quiet_ray(verbose):
+        with quiet_ray():
             before = signal.getsignal(signal.SIGTERM)
             _start_ray(address, options)
             # Ray's own handler prints the stacks of native code, and aborts.

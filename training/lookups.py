@@ -1,7 +1,7 @@
 """How each model input is made from its raw value, in words that any language can follow.
 
 Everything is read from the model's own SavedModel: the vocabularies from its assets, and
-learned numbers from the operations of its transform graph that `recsys.schema.learned_name`
+learned numbers from the operations of its transform graph that `recsys.spec.schema.learned_name`
 names.
 """
 
@@ -15,7 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.errors import UserError
-from recsys.schema import (
+from recsys.spec.records import (
+    Counter,
+    Feature,
+    Hash,
+    History,
+    Numeric,
+    Piecewise,
+    Quantiles,
+    Spec,
+    Vocabulary,
+)
+from recsys.spec.schema import (
     LIST_SEPARATOR,
     NUMBER,
     PADDING,
@@ -29,17 +40,6 @@ from recsys.schema import (
     table_rows,
     vocabulary_name,
     weights_of,
-)
-from recsys.spec.records import (
-    Counter,
-    Feature,
-    Hash,
-    History,
-    Numeric,
-    Piecewise,
-    Quantiles,
-    Spec,
-    Vocabulary,
 )
 
 HASH = "farmhash_fingerprint64"

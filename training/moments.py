@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.schema import label_column
 from recsys.spec.records import Spec, Task
+from recsys.spec.schema import label_column
 from training.input import Split, read_columns
 from training.scoring import happened
 

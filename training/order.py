@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.errors import UserError
+from recsys.splitmix import mixed
 
 BLOCK = 8192
 """Rows that stay together on their way into a window (they lie together on disk)."""
@@ -153,17 +154,9 @@ class ShardOrder:
                 rng.shuffle(rows)
             else:
                 salt = rng.integers(0, 2**63, dtype=np.int64)
-                rows = rows[np.argsort(mix(self._groups[rows] ^ salt), kind="stable")]
+                rows = rows[np.argsort(mixed(self._groups[rows] ^ salt), kind="stable")]
             self._cached = (window, rows)
         return self._cached[1]
-
-
-def mix(values: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Spread integers evenly over 64 bits, one to one (the finalizer of SplitMix64)."""
-    x = values.astype(np.uint64)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def thin_negatives(positive: NDArray[np.bool_], rate: float, seed: int) -> NDArray[np.int64]:
@@ -174,5 +167,5 @@ def thin_negatives(positive: NDArray[np.bool_], rate: float, seed: int) -> NDArr
     """
     rows = np.arange(positive.size, dtype=np.int64)
     salt = np.int64((seed + 1) * 0x9E3779B9 & 0x7FFFFFFFFFFFFFFF)
-    chance = mix(rows ^ salt) / np.float64(2**64)
+    chance = mixed(rows ^ salt) / np.float64(2**64)
     return rows[positive | (chance < rate)]

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from recsys import metrics
 from recsys.outputs import probabilities
-from recsys.schema import conditional_name
 from recsys.spec.records import Spec
+from recsys.spec.schema import conditional_name
 from training.input import Rows
 
 SCORE_BATCH = 2048

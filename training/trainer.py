@@ -409,25 +409,22 @@ def calibrate(job: Job, model: Any, rows: Rows) -> dict[str, Any]:
     Returns:
         Calibration by task.
     """
-    from recsys.calibration import calibration_report, fit_funnel
+    from recsys.calibration import calibration_report, fit_calibration
 
     spec = job.spec
     logits = score_rows(model, rows)
-    binary = [(i, task) for i, task in enumerate(spec.tasks) if not task.is_regression]
-    labels = {task.name: rows.labels[:, i] for i, task in binary}
-    own = {task.name: logits[:, i] for i, task in binary}
-    # A joint head answers for all rows, as one that follows nothing does.
-    given = {task.name: None if task.space == "joint" else task.given for _, task in binary}
-    calibrations = fit_funnel(
-        {task.name: spec.train.calibration for _, task in binary}, labels, own, given
-    )
-    report = {}
-    for _, task in binary:
+    calibrations, report = {}, {}
+    for index, task in enumerate(spec.tasks):
+        if task.is_regression:
+            continue
+        # On these rows, the product along a funnel of calibrated parts is calibrated too.
         observed = answered(spec, task.name, rows.labels)
-        fitted = calibrations[task.name]
+        labels, own = rows.labels[observed, index], logits[observed, index]
+        fitted = fit_calibration(spec.train.calibration, labels, own)
+        calibrations[task.name] = fitted
         report[task.name] = {
-            "given": given[task.name],
-            **calibration_report(fitted, labels[task.name][observed], own[task.name][observed]),
+            "given": None if task.space == "joint" else task.given,
+            **calibration_report(fitted, labels, own),
             "calibration": fitted.to_json(),
         }
     write_json(job.run / "calibration.json", report)

@@ -32,8 +32,8 @@ from infra.stages import run_all
 from recsys.artifacts import MANIFEST
 from recsys.errors import UserError
 from recsys.metrics import auc, ece
-from recsys.schema import REQUEST_KEY, conditional_name
 from recsys.spec import Spec, change, load
+from recsys.spec.schema import REQUEST_KEY, conditional_name
 from recsys.world import read_truth, simulate
 
 SPEC = ROOT / "infra" / "specs" / "world.yaml"

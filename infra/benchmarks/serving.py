@@ -35,8 +35,8 @@ from rich.table import Table
 
 import recsys  # noqa: F401  (Keras switch first)
 from recsys.artifacts import read_manifest, versions, write_folder, write_manifest
-from recsys.schema import OWNER_KEY, RawColumn, output_names, raw_columns
 from recsys.spec import Spec, dumps, fingerprints, load
+from recsys.spec.schema import OWNER_KEY, RawColumn, output_names, raw_columns
 from serving.example import example_request
 from serving.store import LocalStore
 

@@ -1,6 +1,6 @@
 """Calibration: a monotone map from a task's logit to a probability that can be trusted."""
 
-from recsys.calibration.fit import calibration_report, fit_calibration, fit_funnel
+from recsys.calibration.fit import calibration_report, fit_calibration
 from recsys.calibration.isotonic import isotonic_regression
 from recsys.calibration.layer import CalibrationLayer
 from recsys.calibration.record import IDENTITY, Calibration
@@ -11,6 +11,5 @@ __all__ = [
     "CalibrationLayer",
     "calibration_report",
     "fit_calibration",
-    "fit_funnel",
     "isotonic_regression",
 ]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,7 +12,7 @@ from recsys.calibration.isotonic import isotonic_knots
 from recsys.calibration.record import Calibration, logit, sigmoid
 
 _Array = NDArray[Any]
-FitKind = Literal["none", "identity", "temperature", "platt", "isotonic"]
+FitKind = Literal["none", "temperature", "platt", "isotonic"]
 _MAX_LOGIT = 30.0
 
 
@@ -35,7 +34,7 @@ def fit_calibration(
     logit that is not finite, are left out; logits beyond 30 count as 30 in the fit.
 
     Args:
-        kind: what to fit; "none" and "identity" fit nothing.
+        kind: what to fit; "none" fits nothing.
         labels: [rows] of 0 and 1, NaN where not observed.
         logits: [rows] uncalibrated logits.
         weights: [rows], at least 0, or None.
@@ -48,9 +47,9 @@ def fit_calibration(
     Raises:
         ValueError: on an unknown kind, labels that are not 0 or 1, or shapes that differ.
     """
-    if kind not in ("none", "identity", "temperature", "platt", "isotonic"):
+    if kind not in get_args(FitKind):
         raise ValueError(f"unknown kind of calibration {kind!r}.")
-    if kind in ("none", "identity"):
+    if kind == "none":
         return Calibration()
     y, x, w = (
         np.asarray(a, dtype=np.float64)
@@ -139,48 +138,6 @@ def _shift(y: _Array, x: _Array, w: _Array) -> float:
         else:
             high = middle
     return 0.5 * (low + high)
-
-
-def fit_funnel(
-    kinds: Mapping[str, FitKind],
-    labels: Mapping[str, ArrayLike],
-    logits: Mapping[str, ArrayLike],
-    given: Mapping[str, str | None] | None = None,
-) -> dict[str, Calibration]:
-    """Fit each task of a funnel on the rows on which it could happen.
-
-    p(click) is fitted on all rows and p(conversion given click) on the clicked ones,
-    so their product is calibrated too, and never exceeds p(click).
-
-    Args:
-        kinds: task to the kind to fit.
-        labels: task to [rows].
-        logits: task to [rows], conditional on the task that it follows.
-        given: task to the task that it follows; None, or left out, for none.
-
-    Returns:
-        Task to its calibration.
-    """
-    given = given or {}
-    result = {}
-    for task, kind in kinds.items():
-        rows = _happened(task, labels, given)
-        result[task] = fit_calibration(
-            kind, np.asarray(labels[task])[rows], np.asarray(logits[task])[rows]
-        )
-    return result
-
-
-def _happened(
-    task: str, labels: Mapping[str, ArrayLike], given: Mapping[str, str | None]
-) -> _Array:
-    """Mask of the rows on which every ancestor of the task happened."""
-    rows = np.ones(np.shape(labels[task]), dtype=bool)
-    parent = given.get(task)
-    while parent is not None:
-        rows &= np.asarray(labels[parent]) == 1
-        parent = given.get(parent)
-    return rows
 
 
 def calibration_report(

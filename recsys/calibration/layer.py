@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -24,31 +24,22 @@ class CalibrationLayer(tf_keras.layers.Layer):
 
     Args:
         record: the calibration, or the dict of its `to_json`.
-        output: "probability" or "logit".
 
     Call: float logits of any shape in; the same shape out, float32 (a probability that
     is rounded to a half-precision float is calibrated no longer).
 
-    >>> layer = CalibrationLayer(Calibration("temperature", {"temperature": 2.0}), output="logit")
-    >>> layer(tf.constant([3.0])).numpy().tolist()
-    [1.5]
+    >>> layer = CalibrationLayer(Calibration("temperature", {"temperature": 2.0}))
+    >>> layer(tf.constant([0.0])).numpy().tolist()
+    [0.5]
     """
 
-    def __init__(
-        self,
-        record: Calibration | Mapping[str, Any],
-        output: Literal["probability", "logit"] = "probability",
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, record: Calibration | Mapping[str, Any], **kwargs: Any) -> None:
         kwargs.setdefault("dtype", "float32")
         super().__init__(trainable=kwargs.pop("trainable", False), **kwargs)
-        if output not in ("probability", "logit"):
-            raise ValueError(f'output must be "probability" or "logit"; received {output!r}.')
         self.record = record if isinstance(record, Calibration) else Calibration.from_json(record)
-        self.output_kind = output
 
     def call(self, logits: tf.Tensor) -> tf.Tensor:
-        """Return calibrated probabilities or logits, the shape of `logits`."""
+        """Return calibrated probabilities, the shape of `logits`."""
         x = tf.cast(logits, tf.float32)
         breaks, *tables = (a.astype(np.float32) for a in self.record.segments())
         if breaks.size:
@@ -56,13 +47,8 @@ class CalibrationLayer(tf_keras.layers.Layer):
             x0, y0, slope = (tf.gather(tf.constant(t), piece) for t in tables)
         else:
             x0, y0, slope = (tf.constant(t[0]) for t in tables)
-        y = y0 + slope * (x - x0)
-        return tf.math.sigmoid(y) if self.output_kind == "probability" else y
+        return tf.math.sigmoid(y0 + slope * (x - x0))
 
     def get_config(self) -> dict[str, Any]:
         """Return what `from_config` needs."""
-        return {
-            **super().get_config(),
-            "record": self.record.to_json(),
-            "output": self.output_kind,
-        }
+        return {**super().get_config(), "record": self.record.to_json()}

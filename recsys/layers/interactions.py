@@ -17,7 +17,7 @@ from recsys.layers.checks import (
 )
 from recsys.layers.pairwise_interaction import PairwiseInteraction
 
-KINDS = ("fm", "cross", "dot", "none")
+KINDS = ("fm", "cross", "dot")
 
 
 @tf_keras.utils.register_keras_serializable(package="recsys")
@@ -123,18 +123,15 @@ def make_interaction(
     cross_layers: int = 2,
     cross_projection: int | None = None,
     **kwargs: Any,
-) -> tf_keras.layers.Layer | None:
+) -> tf_keras.layers.Layer:
     """Make one interaction layer.
 
     Args:
-      kind: ``"fm"`` (`PairwiseInteraction`), ``"cross"`` (`CrossNetwork`), ``"dot"``
-        (`DotProducts`) or ``"none"``.
+      kind: ``"fm"`` (`PairwiseInteraction`), ``"cross"`` (`CrossNetwork`) or ``"dot"``
+        (`DotProducts`).
       cross_layers: layers of the cross network.
       cross_projection: rank of its matrices; ``None`` for full ones.
       **kwargs: of the Keras layer: ``name``, ``dtype``.
-
-    Returns:
-      the layer, or ``None`` for ``"none"``.
 
     Raises:
       ValueError: an unknown kind.
@@ -145,8 +142,6 @@ def make_interaction(
         return CrossNetwork(cross_layers, cross_projection, **kwargs)
     if kind == "dot":
         return DotProducts(**kwargs)
-    if kind == "none":
-        return None
     raise ValueError(f"An interaction must be one of {list(KINDS)}, but received {kind!r}.")
 
 
@@ -155,8 +150,7 @@ class Interactions(tf_keras.layers.Layer):
     """Any of the interactions, side by side.
 
     Args:
-      kinds: some of ``"fm"``, ``"cross"``, ``"dot"``, in the order of their outputs;
-        ``"none"`` adds nothing.
+      kinds: some of ``"fm"``, ``"cross"``, ``"dot"``, in the order of their outputs.
       cross_layers: layers of the cross network.
       cross_projection: rank of its matrices; ``None`` for full ones.
 
@@ -166,7 +160,7 @@ class Interactions(tf_keras.layers.Layer):
         only.
 
     Output: ``[batch, width]``, the outputs concatenated: ``dim`` for fm, ``fields * dim +
-    numbers`` for cross, ``fields * (fields - 1) / 2`` for dot, nothing for none.
+    numbers`` for cross, ``fields * (fields - 1) / 2`` for dot.
 
     Raises:
       ValueError: unknown or repeated kinds, or inputs of another rank.
@@ -198,7 +192,6 @@ class Interactions(tf_keras.layers.Layer):
                 dtype=self._dtype_policy,
             )
             for kind in self.kinds
-            if kind != "none"
         ]
 
     def call(self, inputs: Any) -> tf.Tensor:

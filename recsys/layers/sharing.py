@@ -217,7 +217,7 @@ class PLE(TaskSharing):
         # Flat lists, level by level: Keras saves the weights of layers in a list, but
         # silently not those of layers in a list of lists.
         self.towers: list[GatedTower] = []
-        self.gates: list[tf_keras.layers.Dense] = []
+        self.gates: list[GatedDense] = []
         for level in range(self.levels):
             for stream in streams:
                 shared = stream == "shared"

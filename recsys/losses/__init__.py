@@ -9,7 +9,7 @@ from recsys.losses.focal import (
 from recsys.losses.funnel import funnel_log_probs
 from recsys.losses.multi_task import MultiTaskLoss, TaskLoss
 from recsys.losses.numeric import log_sigmoid
-from recsys.losses.ranking import listwise_softmax, pairwise_logistic
+from recsys.losses.ranking import listwise_ratio, pairwise_ratio
 from recsys.losses.sampling import correct_logit, sampled_logit
 
 __all__ = [
@@ -21,8 +21,8 @@ __all__ = [
     "focal_from_log_probs",
     "focal_loss",
     "funnel_log_probs",
-    "listwise_softmax",
+    "listwise_ratio",
     "log_sigmoid",
-    "pairwise_logistic",
+    "pairwise_ratio",
     "sampled_logit",
 ]

@@ -14,7 +14,7 @@ from recsys.losses.numeric import Ratio, divide, smooth_labels, to_compute_dtype
 from recsys.losses.ranking import listwise_ratio, pairwise_ratio
 from recsys.losses.sampling import sampled_logit
 
-Mode = Literal["entire_space", "masked", "joint"]
+Space = Literal["entire", "observed", "joint"]
 Kind = Literal["bce", "focal", "mse", "huber"]
 Ranking = Literal["pairwise", "listwise"]
 _REGRESSION = ("mse", "huber")
@@ -28,20 +28,19 @@ class TaskLoss:
         name: key of the task's labels and logits.
         given: the task that this one follows in the funnel (its logit is then that of
             the conditional probability), or None.
-        mode: for a task with `given`. "entire_space" trains the product of the chain
-            on all rows (ESMM, Ma et al. 2018); "masked" trains the conditional on rows
+        space: for a task with `given`. "entire" trains the product of the chain
+            on all rows (ESMM, Ma et al. 2018); "observed" trains the conditional on rows
             whose parent happened; "joint" trains this task's logit, taken for that of the
-            product, on all rows. None takes "entire_space", or "masked" for
-            regression, which has no product.
-        ipw: with "masked", weigh each row by 1 / max(p(parent), min_propensity), p from
-            the model with its gradient stopped (Multi-IPW, Zhang et al. 2020,
-            https://arxiv.org/abs/1910.09337).
+            product, on all rows. A regression has no product: its space is "observed".
+        inverse_propensity: with "observed", weigh each row by
+            1 / max(p(parent), min_propensity), p from the model with its gradient stopped
+            (Multi-IPW, Zhang et al. 2020, https://arxiv.org/abs/1910.09337).
         min_propensity: lower bound of the propensity.
         loss: "bce", "focal", or for a real-valued label "mse" or "huber".
         alpha: focal weight of positives, None for none; with "focal" only.
         gamma: focal exponent; with "focal" only.
         huber_delta: where "huber" turns from quadratic to linear.
-        log_label: for "mse" and "huber": the loss is on log(1 + label), so the logit is of
+        log: for "mse" and "huber": the loss is on log(1 + label), so the logit is of
             that scale; labels below 0 count as 0.
         label_smoothing: share of each binary label that is moved to one half.
         weight: the task's weight, which the balancer applies.
@@ -54,14 +53,14 @@ class TaskLoss:
 
     name: str
     given: str | None = None
-    mode: Mode | None = None
-    ipw: bool = False
+    space: Space = "entire"
+    inverse_propensity: bool = False
     min_propensity: float = 0.05
     loss: Kind = "bce"
     alpha: float | None = None
     gamma: float = 0.0
     huber_delta: float = 1.0
-    log_label: bool = False
+    log: bool = False
     label_smoothing: float = 0.0
     weight: float = 1.0
     negative_sampling_rate: float = 1.0
@@ -75,11 +74,12 @@ class TaskLoss:
 
         regression = self.is_regression
         need(self.loss in ("bce", "focal", *_REGRESSION), f"unknown loss {self.loss!r}.")
-        need(self.mode in (None, *get_args(Mode)), f"unknown mode {self.mode!r}.")
+        need(self.space in get_args(Space), f"unknown space {self.space!r}.")
         need(self.ranking in (None, "pairwise", "listwise"), f"unknown ranking {self.ranking!r}.")
-        need(self.given is not None or self.mode is None, "mode needs `given`.")
-        need(not regression or self.mode in (None, "masked"), "regression has no product.")
-        need(not self.ipw or self.resolved_mode == "masked", 'ipw needs mode "masked".')
+        need(self.given is not None or self.space == "entire", "space needs `given`.")
+        need(not regression or self.space != "joint", "regression has no product.")
+        observed = self.resolved_space == "observed"
+        need(observed or not self.inverse_propensity, 'inverse_propensity needs space "observed".')
         need(0 < self.min_propensity <= 1, "min_propensity must lie in (0, 1].")
         need(0 < self.negative_sampling_rate <= 1, "negative_sampling_rate must lie in (0, 1].")
         plain = self.alpha is None and self.gamma == 0
@@ -88,7 +88,7 @@ class TaskLoss:
         need(self.alpha is None or 0 < self.alpha < 1, "alpha must lie between 0 and 1.")
         need(0 <= self.label_smoothing < 1, "label_smoothing must lie in [0, 1).")
         need(not regression or self.label_smoothing == 0, "label smoothing needs a binary label.")
-        need(regression or not self.log_label, 'log_label needs loss "mse" or "huber".')
+        need(regression or not self.log, 'log needs loss "mse" or "huber".')
         need(not regression or self.negative_sampling_rate == 1, "regression has no negatives.")
         need(self.huber_delta > 0, "huber_delta must be above 0.")
 
@@ -98,11 +98,11 @@ class TaskLoss:
         return self.loss in _REGRESSION
 
     @property
-    def resolved_mode(self) -> Mode | None:
-        """The mode in force; None for a task without `given`."""
+    def resolved_space(self) -> Space | None:
+        """The space in force; None for a task without `given`."""
         if self.given is None:
             return None
-        return self.mode or ("masked" if self.is_regression else "entire_space")
+        return "observed" if self.is_regression else self.space
 
 
 def _vector(name: str, what: str, values: tf.Tensor) -> tf.Tensor:
@@ -124,15 +124,15 @@ class MultiTaskLoss:
     Each loss is the weighted mean over the rows that count for its task:
 
     - without `given`: rows with an observed label (NaN means not observed);
-    - "entire_space": all rows on which "the chain happened" is known. It is 0 as soon
+    - "entire": all rows on which "the chain happened" is known. It is 0 as soon
       as one observed stage is 0, even if later labels are NaN, so a conversion that is
       only recorded for clicks needs no filling in. Otherwise it is the product of the
       chain's labels, and unknown if one of them is NaN;
-    - "joint": the same rows and labels as "entire_space";
-    - "masked": rows whose every ancestor happened (label above one half) and whose own
+    - "joint": the same rows and labels as "entire";
+    - "observed": rows whose every ancestor happened (label above one half) and whose own
       label is observed; the mean is over these rows, so it divides by their weight;
-    - "masked" with `ipw`: the same rows, but divided by the weight of *all* rows with
-      known ancestors, which makes the loss an unbiased estimate of the mean over the
+    - "observed" with `inverse_propensity`: the same rows, but divided by the weight of *all*
+      rows with known ancestors, which makes the loss an unbiased estimate of the mean over the
       entire space.
 
     If no row counts, the loss is 0 with zero gradients. Under a strategy each replica has
@@ -156,7 +156,7 @@ class MultiTaskLoss:
 
     def __init__(self, tasks: Sequence[TaskLoss], *, even: bool = False) -> None:
         self.tasks = tuple(tasks)
-        whole = all(t.resolved_mode != "masked" and t.ranking is None for t in self.tasks)
+        whole = all(t.resolved_space != "observed" and t.ranking is None for t in self.tasks)
         self._even = even and whole
         by_name = {task.name: task for task in self.tasks}
         if len(by_name) != len(self.tasks):
@@ -200,7 +200,7 @@ class MultiTaskLoss:
         Args:
             labels: task to [batch] numbers; NaN where not observed.
             logits: task to [batch] logits (predictions, for regression), those of a task
-                with `given` conditional on it, unless its mode is "joint". Or some of
+                with `given` conditional on it, unless its space is "joint". Or some of
                 these, one a network.
             sample_weight: [batch], at least 0, or None.
             groups: [batch] ids of requests; needed by ranking losses alone.
@@ -244,7 +244,7 @@ class MultiTaskLoss:
             logit = to_compute_dtype(_vector(task.name, "logits", logits[task.name]))
             y[task.name] = tf.cast(_vector(task.name, "labels", labels[task.name]), logit.dtype)
             y[task.name].shape.assert_is_compatible_with(logit.shape)
-            if task.log_label:
+            if task.log:
                 y[task.name] = tf.math.log1p(tf.maximum(y[task.name], 0.0))
             rate = task.negative_sampling_rate
             x[task.name] = logit if rate == 1 else sampled_logit(logit, rate)
@@ -253,7 +253,7 @@ class MultiTaskLoss:
     def _factors(self, name: str) -> list[str]:
         """The tasks whose sigmoids multiply to that of the task and all before it."""
         chain = self._chains[name]
-        joint = [at for at, stage in enumerate(chain) if stage.resolved_mode == "joint"]
+        joint = [at for at, stage in enumerate(chain) if stage.resolved_space == "joint"]
         return [stage.name for stage in chain[joint[-1] if joint else 0 :]]
 
     def _ratios(
@@ -276,17 +276,17 @@ class MultiTaskLoss:
         )
         denominator = None
         chain = [logit]
-        if task.resolved_mode in ("entire_space", "joint"):
+        if task.resolved_space in ("entire", "joint"):
             stages = tf.stack([*(labels[name] for name in ancestors), label])
             failed = tf.reduce_any(tf.equal(stages, 0), axis=0)
             label = tf.where(failed, tf.zeros_like(label), tf.reduce_prod(stages, axis=0))
             chain = [logits[name] for name in self._factors(task.name)]
-        elif task.resolved_mode == "masked":
+        elif task.resolved_space == "observed":
             parents = tf.stack([labels[name] for name in ancestors])
             failed = tf.reduce_any(parents <= 0.5, axis=0)
             happened = tf.reduce_all(parents > 0.5, axis=0)
             observed = ~tf.math.is_nan(label)
-            if task.ipw:
+            if task.inverse_propensity:
                 known = failed | (happened & observed)
                 denominator = tf.reduce_sum(tf.where(known, weight, tf.zeros_like(weight)))
                 before = self._factors(ancestors[-1])

@@ -1,6 +1,7 @@
 """Ranking losses within groups: the impressions of one request, say.
 
-A pair or a list is not a row, so these reduce themselves to a scalar.
+A pair or a list is not a row, so these reduce themselves to a total and the weight that it is
+divided by.
 """
 
 from __future__ import annotations
@@ -30,20 +31,20 @@ def _groups_of(index: tf.Tensor) -> tf.Tensor:
     return tf.reduce_max(tf.concat([index, [-1]], axis=0)) + 1
 
 
-def pairwise_logistic(
+def pairwise_ratio(
     labels: tf.Tensor,
     logits: tf.Tensor,
     groups: tf.Tensor,
     sample_weight: tf.Tensor | None = None,
-) -> tf.Tensor:
-    """Mean of log(1 + exp(x_j - x_i)) over pairs of one group with label_i > label_j.
+) -> Ratio:
+    """Sum of log(1 + exp(x_j - x_i)) over a group's pairs with label_i > label_j, and its weight.
 
-    RankNet (Burges et al. 2005) with the order of labels as target, which for one
-    positive and one sampled negative is BPR (Rendle et al. 2009). Only pairs within
-    groups are built: memory is the sum, over rows above their group's lowest label,
-    of the group's size. It is batch squared only if the batch is one group. A group
-    with one row, or with all labels equal, has no pair; with no pair at all the loss
-    is 0 with zero gradients. Rows with a NaN label are left out. Shapes depend on the
+    The loss is their quotient, a mean over pairs: RankNet (Burges et al. 2005) with the order of
+    labels as target, which for one positive and one sampled negative is BPR (Rendle et al. 2009).
+    Only pairs within groups are built: memory is the sum, over rows above their group's lowest
+    label, of the group's size. It is batch squared only if the batch is one group. A group
+    with one row, or with all labels equal, has no pair; with no pair at all both numbers
+    are 0 with zero gradients. Rows with a NaN label are left out. Shapes depend on the
     data, so this does not compile under XLA.
 
     Args:
@@ -54,23 +55,13 @@ def pairwise_logistic(
             pair has the product of its two.
 
     Returns:
-        Scalar, float32 (float64 if logits are).
+        Two scalars, float32 (float64 if logits are).
 
     >>> x = tf.constant([2.0, 0.0, 5.0])
-    >>> loss = pairwise_logistic(tf.constant([1, 0, 1]), x, tf.constant([7, 7, 8]))
-    >>> round(float(loss), 4)  # log(1 + e^-2)
+    >>> total, weight = pairwise_ratio(tf.constant([1, 0, 1]), x, tf.constant([7, 7, 8]))
+    >>> round(float(total / weight), 4)  # log(1 + e^-2)
     0.1269
     """
-    return tf.math.divide_no_nan(*pairwise_ratio(labels, logits, groups, sample_weight))
-
-
-def pairwise_ratio(
-    labels: tf.Tensor,
-    logits: tf.Tensor,
-    groups: tf.Tensor,
-    sample_weight: tf.Tensor | None = None,
-) -> Ratio:
-    """`pairwise_logistic` before its division by the weight of all pairs."""
     y, x, index, w = _observed(labels, logits, groups, sample_weight)
     order = tf.argsort(index, stable=True)
     y, x, index, w = (tf.gather(v, order) for v in (y, x, index, w))
@@ -90,18 +81,18 @@ def pairwise_ratio(
     return Ratio(tf.reduce_sum(weight * pair_loss), tf.reduce_sum(weight))
 
 
-def listwise_softmax(
+def listwise_ratio(
     labels: tf.Tensor,
     logits: tf.Tensor,
     groups: tf.Tensor,
     sample_weight: tf.Tensor | None = None,
-) -> tf.Tensor:
-    """Softmax cross-entropy within each group, averaged over groups (ListNet's top-one form).
+) -> Ratio:
+    """Softmax cross-entropy summed over groups (ListNet's top-one form), and their weight.
 
-    A group's loss is -sum_i t_i log softmax(x)_i over its rows, with t the labels
-    divided by their sum (Cao et al. 2007). Groups with one row or without a positive
-    label are left out; if none is left the loss is 0 with zero gradients. Memory is
-    linear in the batch. Rows with a NaN label or a weight of 0 are left out.
+    The loss is their quotient, a mean over groups. A group's own is -sum_i t_i log softmax(x)_i
+    over its rows, with t the labels divided by their sum (Cao et al. 2007). Groups with one row or
+    without a positive label are left out; if none is left both numbers are 0 with zero gradients.
+    Memory is linear in the batch. Rows with a NaN label or a weight of 0 are left out.
 
     Args:
         labels: [batch] relevance, at least 0.
@@ -112,23 +103,13 @@ def listwise_softmax(
             of its positives.
 
     Returns:
-        Scalar, float32 (float64 if logits are).
+        Two scalars, float32 (float64 if logits are).
 
     >>> x = tf.constant([2.0, 0.0])
-    >>> loss = listwise_softmax(tf.constant([1, 0]), x, tf.constant([7, 7]))
-    >>> round(float(loss), 4)  # -log(e^2 / (e^2 + 1))
+    >>> total, weight = listwise_ratio(tf.constant([1, 0]), x, tf.constant([7, 7]))
+    >>> round(float(total / weight), 4)  # -log(e^2 / (e^2 + 1))
     0.1269
     """
-    return tf.math.divide_no_nan(*listwise_ratio(labels, logits, groups, sample_weight))
-
-
-def listwise_ratio(
-    labels: tf.Tensor,
-    logits: tf.Tensor,
-    groups: tf.Tensor,
-    sample_weight: tf.Tensor | None = None,
-) -> Ratio:
-    """`listwise_softmax` before its division by the weight of all groups."""
     y, x, index, w = _observed(labels, logits, groups, sample_weight)
     n = _groups_of(index)
 

@@ -8,6 +8,15 @@ from typing import Any
 
 from recsys.spec.names import is_argument
 from recsys.spec.records import ActionLabel, Feature, FractionSplit, Spec
+from recsys.spec.schema import (
+    RESERVED,
+    SCORE,
+    conditional_name,
+    encoding_of,
+    tree_inputs,
+    weights_name,
+    weights_of,
+)
 
 Finding = tuple[tuple[str | int, ...], str, str]
 """Place, message, and the name that the place refers to (or '')."""
@@ -31,8 +40,6 @@ def _names(spec: Spec) -> Iterator[Finding]:
         for name, count in Count(names).items():
             if count > 1:
                 yield (section, name, "name"), f"{count} {section} are named {name!r}", ""
-    from recsys.schema import weights_name, weights_of  # it imports this package itself
-
     # Features are the arguments of the exported model's signature `numeric`, and so are weights.
     weights = {weights_name(f.name).lower(): f.name for f in spec.features if weights_of(f)}
     alike: dict[str, str] = {}
@@ -49,8 +56,6 @@ def _names(spec: Spec) -> Iterator[Finding]:
 
 
 def _features(spec: Spec) -> Iterator[Finding]:
-    from recsys.schema import RESERVED, encoding_of, weights_of  # it imports this package itself
-
     yield from _columns(spec)
     widths: dict[str, tuple[str, int | None]] = {}
     first: dict[str, tuple[str, dict[str, Any]]] = {}
@@ -103,8 +108,6 @@ def _features(spec: Spec) -> Iterator[Finding]:
 
 def _columns(spec: Spec) -> Iterator[Finding]:
     """One name is one raw column, wherever it is read: in the job, the graph and requests."""
-    from recsys.schema import weights_of  # it imports this package itself
-
     computed = {f.name: f.encode.kind for f in spec.features if _is_computed(f)}
     owners: dict[str, tuple[str, str]] = {}
     reads = [(f, f.raw, ("column",)) for f in spec.features if not _is_computed(f)]
@@ -253,8 +256,6 @@ def _tasks(spec: Spec) -> Iterator[Finding]:
 
 def _answers(spec: Spec) -> Iterator[Finding]:
     """Names under which the model answers must differ, also in a file's name."""
-    from recsys.schema import SCORE, conditional_name
-
     taken = {SCORE: "the score of the blend"}
     for task in spec.tasks:
         names = {task.name: f"task {task.name!r}"}
@@ -304,8 +305,6 @@ def _data(spec: Spec) -> Iterator[Finding]:
 
 
 def _model(spec: Spec) -> Iterator[Finding]:
-    from recsys.schema import encoding_of, tree_inputs  # it imports this package itself
-
     read = [f for f in spec.features if f.name != spec.model.position]
     embedded = [f for f in read if encoding_of(f).kind != "numeric"]
     if not read:

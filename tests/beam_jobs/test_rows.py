@@ -12,7 +12,7 @@ import pytest
 from beam_jobs import counters, sources
 from beam_jobs.history import clock_bounds, clock_of, histories, widest
 from beam_jobs.join import attribute, deduplicate, join_table
-from beam_jobs.partition import gather, mixed, partition, stable_hash
+from beam_jobs.partition import gather, partition, stable_hash
 from beam_jobs.plan import plan_of
 from beam_jobs.split import identity, split_of
 from beam_jobs.statistics import NumberStats, TextStats
@@ -551,8 +551,6 @@ def test_partition_loses_nothing_and_is_stable():
     assert gather([part for _, part in reversed(parts)]).equals(table.combine_chunks())
     # pandas promises this hash to stay; a change would move every row to another split.
     assert stable_hash(pa.array(["x0"])).tolist() == [3639158520915982615]
-    one = np.array([1], np.uint64)
-    assert mixed(one, 1).tolist() != mixed(one, 2).tolist()
 
 
 def test_statistics_merge_to_the_whole():

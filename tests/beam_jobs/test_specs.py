@@ -9,8 +9,8 @@ import pytest
 
 from beam_jobs import job, run_features
 from recsys.errors import UserError
-from recsys.schema import example_columns, model_inputs
 from recsys.spec import change, fingerprints, load, loads
+from recsys.spec.schema import example_columns, model_inputs
 from recsys.world import simulate
 
 ROOT = Path(__file__).parents[2]

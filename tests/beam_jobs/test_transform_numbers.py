@@ -12,8 +12,8 @@ import tensorflow_transform.beam as tft_beam
 from beam_jobs import distributions
 from beam_jobs.distributions import Edges, Moments, Wanted
 from beam_jobs.transform import preprocessing_fn
-from recsys.schema import learned_name
 from recsys.spec import loads
+from recsys.spec.schema import learned_name
 
 BINS = (0, 2, 16, 500)
 

@@ -24,9 +24,9 @@ from recsys.calibration import Calibration
 from recsys.errors import UserError
 from recsys.export import export
 from recsys.model import build
-from recsys.schema import output_names, raw_columns
 from recsys.spec import Spec, dumps, fingerprints
 from recsys.spec.names import argument_names
+from recsys.spec.schema import output_names, raw_columns
 from serving.scorer import Scorer
 from training.conversion import compare
 from training.evaluation import load_numeric

@@ -21,8 +21,8 @@ import tensorflow as tf
 
 from infra.demo import running_service
 from recsys.raw import canonical
-from recsys.schema import output_names, raw_columns
 from recsys.spec import Spec, load
+from recsys.spec.schema import output_names, raw_columns
 
 pytestmark = pytest.mark.long
 

@@ -133,14 +133,12 @@ class TestEce:
     def test_by_hand(self) -> None:
         y, p = [0, 1, 1, 1], [0.1, 0.2, 0.6, 0.9]
         # Halves: |0.15 - 0.5| and |0.75 - 1|, of two rows each.
-        for binning in ("mass", "width"):
-            assert metrics.ece(y, p, 2, binning) == pytest.approx(0.5 * 0.35 + 0.5 * 0.25)
+        assert metrics.ece(y, p, 2) == pytest.approx(0.5 * 0.35 + 0.5 * 0.25)
 
-    def test_mass_sees_what_width_hides_at_low_rates(self) -> None:
+    def test_low_rates_are_told_apart(self) -> None:
         # Half the rows twice too high, half of them at zero; the means agree.
         y = np.tile(np.r_[np.ones(10), np.zeros(990)], 2)
         p = np.repeat([0.02, 0.0001], 1000)
-        assert metrics.ece(y, p, binning="width") == pytest.approx(0.00005)
         assert metrics.ece(y, p) == pytest.approx(0.5 * 0.01 + 0.5 * 0.0099)
 
     def test_ties_share_a_bin_so_order_does_not_matter(self) -> None:
@@ -162,7 +160,7 @@ class TestEce:
     def test_edges(self) -> None:
         assert math.isnan(metrics.ece([], []))
         assert metrics.ece([1], [0.25]) == 0.75
-        assert metrics.ece([1, 0], [1.0, 0.0], binning="width") == 0.0
+        assert metrics.ece([1, 0], [1.0, 0.0]) == 0.0
         with pytest.raises(ValueError, match="bins"):
             metrics.ece([1], [0.5], bins=0)
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.raw import MISSING_TEXTS, canonical, canonical_key, canonical_values
-from recsys.schema import RawColumn
+from recsys.spec.schema import RawColumn
 
 TEXT = RawColumn("x", "string", "item")
 NUMBER = RawColumn("x", "float32", "item")

@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 
 from recsys.packing import Packing
-from recsys.schema import tree_inputs
 from recsys.spec import loads
+from recsys.spec.schema import tree_inputs
 from recsys.trees import MISSING, TreeInputs
 
 TEXT = """

@@ -108,7 +108,7 @@ def make_features(folder: Path, spec: Spec, **changed: dict[str, list[object]]) 
             aside,
             "features",
             {"features": fingerprints(spec)["features"]},
-            {"counters": {"ctr": {"by": list(COUNTER)[:3], "default": COUNTER_DEFAULT}}},
+            {"counters": {"ctr": {"default": COUNTER_DEFAULT}}},
         )
     return folder
 

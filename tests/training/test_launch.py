@@ -23,7 +23,7 @@ pytestmark = pytest.mark.long
 @pytest.fixture(scope="module")
 def machine() -> Iterator[None]:
     """Ray on this machine, started once for the tests of this file."""
-    with _ray(None, 2, verbose=False):
+    with _ray(None, 2):
         yield
 
 

@@ -77,6 +77,14 @@ def test_groups_stay_together() -> None:
     assert changes == len(np.unique(groups)) - 1
 
 
+def test_orders_and_thinning_stay_from_version_to_version() -> None:
+    groups = np.array([4, 4, 9, 9, 1, 1, 7, 7, 2, 2, 5, 5])
+    order = ShardOrder(12, seed=3, epoch=1, shard=0, groups=groups, block=4)
+    assert order.rows(0, 12).tolist() == [6, 7, 10, 11, 4, 5, 8, 9, 0, 1, 2, 3]
+    kept = thin_negatives(np.arange(40) % 7 == 0, 0.3, seed=5)
+    assert kept.tolist() == [0, 2, 3, 7, 10, 14, 18, 19, 21, 28, 35, 38]
+
+
 def test_thinning_keeps_positives_and_a_share_of_the_rest() -> None:
     positive = np.arange(20_000) % 10 == 0
     kept = thin_negatives(positive, 0.25, seed=1)

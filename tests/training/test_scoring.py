@@ -7,7 +7,7 @@ import pytest
 from make_features import small_spec
 
 from recsys.metrics import auc
-from training.scoring import validate
+from training.scoring import answered, validate
 
 
 @pytest.mark.parametrize("metric", ["auc", "log_loss"])
@@ -29,3 +29,13 @@ def test_a_task_without_weight_does_not_choose_the_epoch(metric: str) -> None:
     assert "conversion" in found  # which is still shown
     if metric == "auc":
         assert score == pytest.approx(auc(click, logits[:, 0]))
+
+
+@pytest.mark.parametrize(("space", "rows"), [("entire", [0, 1, 4]), ("joint", [0, 1, 2, 3, 4])])
+def test_a_head_answers_for_the_rows_on_which_it_could_happen(space: str, rows: list[int]) -> None:
+    spec = small_spec()
+    bought = spec.tasks[1].model_copy(update={"space": space})
+    spec = spec.model_copy(update={"tasks": (spec.tasks[0], bought)})
+    labels = np.array([[1, 0], [1, 1], [0, 0], [np.nan, 0], [1, np.nan]], np.float32)
+    assert answered(spec, "click", labels).all()
+    assert np.flatnonzero(answered(spec, "conversion", labels)).tolist() == rows

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import recsys  # noqa: F401  (Keras switch first)
 from infra.benchmarks.quality.rows import parts
 from recsys.artifacts import read_json, write_json
-from recsys.schema import model_inputs
 from recsys.spec import Spec, load
+from recsys.spec.schema import model_inputs
 from training.scoring import SCORE_BATCH
 
 

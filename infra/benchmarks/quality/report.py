@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from infra.benchmarks.docs import markdown_table
-from recsys.schema import conditional_name
 from recsys.spec.records import Spec
+from recsys.spec.schema import conditional_name
 
 Result = dict[str, Any]
 Column = tuple[str, str, str]

@@ -19,12 +19,18 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from recsys.artifacts import read_manifest, write_folder, write_json
-from recsys.schema import USER_KEY as USER
-from recsys.schema import ModelInput, encoding_of, feature_inputs, label_column, slice_column
-from recsys.schema import raw_columns as raw
 from recsys.spec.records import History, Spec
+from recsys.spec.schema import (
+    SPLITS,
+    ModelInput,
+    encoding_of,
+    feature_inputs,
+    label_column,
+    slice_column,
+)
+from recsys.spec.schema import USER_KEY as USER
+from recsys.spec.schema import raw_columns as raw
 
-SPLITS = ("train", "validation", "test")
 VALUES_OF_A_LIST = 2
 
 

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from infra.benchmarks.quality.rows import Keys
 from recsys import metrics
-from recsys.schema import conditional_name
 from recsys.spec.records import Spec
+from recsys.spec.schema import conditional_name
 
 Metrics = dict[str, dict[str, float | int | None]]
 

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 
 import recsys  # noqa: F401  (Keras switch first)
 from infra.benchmarks.training import worker
-from recsys.schema import REQUEST_KEY, USER_KEY, label_column
 from recsys.spec import Spec, loads
+from recsys.spec.schema import REQUEST_KEY, USER_KEY, label_column
 
 _PLAIN, _GATED = "gated: false, interactions: [], first_order: false", "interactions: [fm]"
 

@@ -45,7 +45,7 @@ def test_low_rank_cross_has_fewer_weights():
 
 def test_combined_outputs_lie_side_by_side():
     embeddings, dense = tf.random.normal([3, 4, 2]), tf.random.normal([3, 5])
-    layer = Interactions(["dot", "fm", "cross", "none"], cross_layers=1)
+    layer = Interactions(["dot", "fm", "cross"], cross_layers=1)
     output = layer((embeddings, dense))
     assert output.shape == (3, 6 + 2 + 8 + 5)
     np.testing.assert_allclose(output[:, :6], DotProducts()(embeddings), rtol=1e-6)
@@ -54,11 +54,10 @@ def test_combined_outputs_lie_side_by_side():
     np.testing.assert_allclose(output[:, 8:], layer.parts[2](flat), rtol=1e-6)
 
 
-def test_none_is_empty():
-    assert make_interaction("none") is None
-    assert Interactions(["none"])((tf.ones([3, 4, 2]), None)).shape == (3, 0)
+def test_none_of_them_is_empty():
+    assert Interactions([])((tf.ones([3, 4, 2]), None)).shape == (3, 0)
 
 
 def test_unknown_kind_names_the_known():
-    with pytest.raises(ValueError, match=r"fm.*cross.*dot.*none"):
+    with pytest.raises(ValueError, match=r"fm.*cross.*dot"):
         make_interaction("outer")

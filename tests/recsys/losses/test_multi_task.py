@@ -1,4 +1,4 @@
-"""Multi-task loss: the funnel's modes derived by hand, and hostile batches."""
+"""Multi-task loss: the funnel's spaces derived by hand, and hostile batches."""
 
 import math
 
@@ -48,7 +48,7 @@ def test_what_follows_a_joint_task_starts_from_it() -> None:
         CLICK,
         TaskLoss("cart", "click", "joint"),
         TaskLoss("buy", "cart"),
-        TaskLoss("value", "cart", "masked", ipw=True),
+        TaskLoss("value", "cart", "observed", inverse_propensity=True),
     ]
     p = 0.2
     labels = {"click": [1, 1], "cart": [1, 0], "buy": [1, 0], "value": [1, 0]}
@@ -59,13 +59,13 @@ def test_what_follows_a_joint_task_starts_from_it() -> None:
     assert out["value"] == pytest.approx(math.log(2) / p / 2, rel=1e-5)
 
 
-def test_masked_is_the_mean_over_clicked_rows() -> None:
-    out = run([CLICK, TaskLoss("conversion", "click", "masked")], LABELS, LOGITS)
+def test_observed_is_the_mean_over_clicked_rows() -> None:
+    out = run([CLICK, TaskLoss("conversion", "click", "observed")], LABELS, LOGITS)
     assert out["conversion"] == pytest.approx((-math.log(0.2) - math.log(0.8)) / 2, rel=1e-5)
 
 
 def test_propensity_weighs_by_its_inverse_over_all_rows() -> None:
-    task = TaskLoss("conversion", "click", "masked", ipw=True, min_propensity=0.25)
+    task = TaskLoss("conversion", "click", "observed", inverse_propensity=True, min_propensity=0.25)
     logits = {**LOGITS, "click": [logit(0.5), logit(0.01), logit(0.5)]}
     out = run([CLICK, task], LABELS, logits)
     # Weights 1 / 0.5 and 1 / max(0.01, 0.25), over three impressions.
@@ -76,7 +76,7 @@ def test_propensity_weighs_by_its_inverse_over_all_rows() -> None:
 def test_propensity_divides_by_the_rows_whose_outcome_is_known() -> None:
     labels = {"click": [1, 1, 0, NAN], "conversion": [1, NAN, NAN, 1]}
     logits = {"click": [0.0] * 4, "conversion": [logit(0.2)] * 4}
-    task = TaskLoss("conversion", "click", "masked", ipw=True)
+    task = TaskLoss("conversion", "click", "observed", inverse_propensity=True)
     # One conversion was seen, and one row without a click cannot have any. The click without a
     # label and the row of which not even the click is known say nothing.
     out = run([CLICK, task], labels, logits)
@@ -94,16 +94,16 @@ def test_propensity_is_an_unbiased_estimate_of_the_entire_space() -> None:
     conversion = np.where(click, rng.random(n) < p_conversion, NAN)
     logits = {"click": np.log(p_click / (1 - p_click)), "conversion": np.zeros(n) - 1.0}
     labels = {"click": click, "conversion": conversion}
-    task = TaskLoss("conversion", "click", "masked", ipw=True)
+    task = TaskLoss("conversion", "click", "observed", inverse_propensity=True)
     weighed = run([CLICK, task], labels, logits)["conversion"]
-    plain = run([CLICK, TaskLoss("conversion", "click", "masked")], labels, logits)["conversion"]
+    plain = run([CLICK, TaskLoss("conversion", "click", "observed")], labels, logits)["conversion"]
     p = 1 / (1 + math.e)
     truth = float(np.mean(-p_conversion * math.log(p) - (1 - p_conversion) * math.log(1 - p)))
     assert abs(weighed - truth) < 0.01 < abs(plain - truth)
 
 
 def test_propensity_passes_no_gradient() -> None:
-    task = TaskLoss("conversion", "click", "masked", ipw=True)
+    task = TaskLoss("conversion", "click", "observed", inverse_propensity=True)
     click, conversion = tf.constant([0.3, -0.2]), tf.constant([0.1, 0.4])
     with tf.GradientTape() as tape:
         tape.watch([click, conversion])
@@ -115,12 +115,12 @@ def test_propensity_passes_no_gradient() -> None:
     assert to_click is None and (to_conversion.numpy() != 0).all()
 
 
-def test_entire_space_teaches_both_heads_and_masked_only_its_own() -> None:
-    for mode, reaches in (("entire_space", True), ("masked", False), ("joint", False)):
+def test_entire_space_teaches_both_heads_and_observed_only_its_own() -> None:
+    for space, reaches in (("entire", True), ("observed", False), ("joint", False)):
         click, conversion = tf.constant([0.3]), tf.constant([0.1])
         with tf.GradientTape() as tape:
             tape.watch([click, conversion])
-            loss = MultiTaskLoss([CLICK, TaskLoss("conversion", "click", mode)])(
+            loss = MultiTaskLoss([CLICK, TaskLoss("conversion", "click", space)])(
                 {"click": [1.0], "conversion": [1.0]}, {"click": click, "conversion": conversion}
             )["conversion"]
         assert (tape.gradient(loss, click) is not None) is reaches
@@ -151,23 +151,23 @@ class TestUnobservedLabels:
         )
         assert out == pytest.approx({"click": 0.0, "conversion": -math.log(0.9)}, rel=1e-5)
 
-    @pytest.mark.parametrize("mode", ["entire_space", "masked", "joint"])
-    def test_a_conversion_without_its_click_is_not_a_success_of_the_funnel(self, mode) -> None:
-        tasks = [CLICK, TaskLoss("conversion", "click", mode)]
+    @pytest.mark.parametrize("space", ["entire", "observed", "joint"])
+    def test_a_conversion_without_its_click_is_not_a_success_of_the_funnel(self, space) -> None:
+        tasks = [CLICK, TaskLoss("conversion", "click", space)]
         odd = {"click": [1, 1, 0], "conversion": [1, 0, 1]}
         assert run(tasks, odd, LOGITS) == run(tasks, LABELS, LOGITS)
 
 
-MODES = [
+RECORDS = [
     TaskLoss("conversion", "click"),
     TaskLoss("conversion", "click", loss="focal", alpha=0.25, gamma=2.0, label_smoothing=0.1),
-    TaskLoss("conversion", "click", "masked"),
+    TaskLoss("conversion", "click", "observed"),
     TaskLoss("conversion", "click", "joint"),
-    TaskLoss("conversion", "click", "masked", ipw=True),
+    TaskLoss("conversion", "click", "observed", inverse_propensity=True),
     TaskLoss("conversion", "click", ranking="pairwise"),
     TaskLoss("conversion", "click", ranking="listwise"),
     TaskLoss("conversion", "click", loss="mse"),
-    TaskLoss("conversion", "click", loss="huber", ipw=True),
+    TaskLoss("conversion", "click", loss="huber", inverse_propensity=True),
 ]
 BATCHES = {
     "no positives": ([0, 0, 0], [0, 0, 0]),
@@ -181,7 +181,7 @@ BATCHES = {
 
 @pytest.mark.parametrize("size", [0.0, 1e4, -1e4])
 @pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("task", MODES, ids=lambda t: f"{t.resolved_mode}-{t.loss}-{t.ranking}")
+@pytest.mark.parametrize("task", RECORDS, ids=lambda t: f"{t.resolved_space}-{t.loss}-{t.ranking}")
 def test_hostile_batches_stay_finite(task: TaskLoss, batch: str, size: float) -> None:
     click, conversion = BATCHES[batch]
     n = len(click)
@@ -202,7 +202,11 @@ def test_hostile_batches_stay_finite(task: TaskLoss, batch: str, size: float) ->
 
 
 def test_sample_weights_are_those_of_a_weighted_mean() -> None:
-    tasks = [CLICK, TaskLoss("conversion", "click"), TaskLoss("buy", "click", "masked", ipw=True)]
+    tasks = [
+        CLICK,
+        TaskLoss("conversion", "click"),
+        TaskLoss("buy", "click", "observed", inverse_propensity=True),
+    ]
     labels = {**LABELS, "buy": [0, 1, 0]}
     logits = {**LOGITS, "buy": [0.4, -1.0, 0.0]}
     weighed = run(tasks, labels, logits, sample_weight=tf.constant([2, 1, 1]))
@@ -241,8 +245,8 @@ def test_regression_losses() -> None:
 def test_the_logarithm_of_a_number_is_learned_where_asked() -> None:
     e = math.e
     tasks = [
-        TaskLoss("time", loss="mse", log_label=True),
-        TaskLoss("value", loss="huber", huber_delta=2.0, log_label=True),
+        TaskLoss("time", loss="mse", log=True),
+        TaskLoss("value", loss="huber", huber_delta=2.0, log=True),
     ]
     out = run(
         tasks,
@@ -325,7 +329,7 @@ def test_gradient_equals_numeric_differences() -> None:
     tasks = [
         CLICK,
         TaskLoss("conversion", "click", loss="focal", alpha=0.3, gamma=1.5),
-        TaskLoss("buy", "conversion", "masked"),
+        TaskLoss("buy", "conversion", "observed"),
         TaskLoss("time", loss="huber"),
     ]
     loss = MultiTaskLoss(tasks)
@@ -351,8 +355,10 @@ def test_gradient_of_propensity_and_squared_error_equals_numeric_differences() -
     """Of all logits but the click's, from which the propensity takes no gradient."""
     tasks = [
         CLICK,
-        TaskLoss("conversion", "click", "masked", ipw=True, loss="focal", gamma=2.0),
-        TaskLoss("time", "click", loss="mse", log_label=True, ipw=True),
+        TaskLoss(
+            "conversion", "click", "observed", inverse_propensity=True, loss="focal", gamma=2.0
+        ),
+        TaskLoss("time", "click", loss="mse", log=True, inverse_propensity=True),
         TaskLoss("value", loss="mse"),
     ]
     loss = MultiTaskLoss(tasks)
@@ -394,17 +400,16 @@ def test_faulty_funnels_are_refused(tasks, match: str) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"mode": "masked"},
-        {"given": "click", "mode": "entire_space", "loss": "mse"},
-        {"given": "click", "mode": "joint", "loss": "mse"},
-        {"mode": "joint"},
-        {"given": "click", "ipw": True},
+        {"space": "observed"},
+        {"given": "click", "space": "joint", "loss": "mse"},
+        {"space": "joint"},
+        {"given": "click", "inverse_propensity": True},
         {"gamma": 2.0},
         {"loss": "hinge"},
         {"loss": "focal", "alpha": 1.0},
         {"negative_sampling_rate": 0.0},
         {"loss": "mse", "label_smoothing": 0.1},
-        {"loss": "bce", "log_label": True},
+        {"loss": "bce", "log": True},
         {"ranking": "listwize"},
     ],
 )

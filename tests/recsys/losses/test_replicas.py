@@ -21,15 +21,15 @@ strategy = tf.distribute.MirroredStrategy([f"CPU:{n}" for n in range(3)])
 
 of_all = MultiTaskLoss([
     TaskLoss("click", ranking="listwise", ranking_weight=0.3),
-    TaskLoss("buy", "click", "masked", ranking="pairwise"),
-    TaskLoss("weighed", "click", "masked", ipw=True, loss="focal", gamma=2.0),
-    TaskLoss("value", "click", loss="huber", log_label=True),
-    TaskLoss("never", "click", "masked"),
+    TaskLoss("buy", "click", "observed", ranking="pairwise"),
+    TaskLoss("weighed", "click", "observed", inverse_propensity=True, loss="focal", gamma=2.0),
+    TaskLoss("value", "click", loss="huber", log=True),
+    TaskLoss("never", "click", "observed"),
 ])
 # Rows that are equally many, of equal weight and with all labels, as `even` asks for. Still some
 # have more clicks than others, and more pairs.
 even = {
-    "masked": [TaskLoss("click"), TaskLoss("buy", "click", "masked")],
+    "observed": [TaskLoss("click"), TaskLoss("buy", "click", "observed")],
     "ranking": [TaskLoss("click", ranking="pairwise")],
     "whole": [TaskLoss("click"), TaskLoss("buy", "click")],
 }
@@ -97,7 +97,7 @@ def test_the_mean_over_replicas_is_the_loss_of_the_whole_batch(found: dict[str, 
     assert losses.mean(axis=0) != pytest.approx(losses[0], rel=0.1)
 
 
-@pytest.mark.parametrize("tasks", ["masked", "ranking", "whole"])
+@pytest.mark.parametrize("tasks", ["observed", "ranking", "whole"])
 def test_so_it_is_of_even_replicas_whatever_the_loss_divides_by(
     found: dict[str, Any], tasks: str
 ) -> None:

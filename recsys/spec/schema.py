@@ -38,6 +38,9 @@ Without `\\s` and `\\d`, which mean something else in each language.
 SCORE = "score"
 """Name of the blend of all tasks in the answers."""
 
+SPLITS = ("train", "validation", "test")
+"""The splits of the rows, each a folder of the examples; the feature job numbers them by place."""
+
 USER_KEY = "key:user"
 REQUEST_KEY = "key:request"
 TIME = "key:time"

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from recsys.packing import Packing
-from recsys.schema import (
+from recsys.spec import dumps, loads
+from recsys.spec.schema import (
     ModelInput,
     RawColumn,
     example_columns,
@@ -14,7 +15,6 @@ from recsys.schema import (
     raw_columns,
     separators,
 )
-from recsys.spec import dumps, loads
 
 SPEC = loads("""
 name: shop

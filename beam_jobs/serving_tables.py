@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 
 from beam_jobs.join import latest
 from beam_jobs.plan import TABLE_KEY, Owner, Plan, raw
-from recsys.schema import OWNER_KEY
+from recsys.spec.schema import OWNER_KEY
 
 
 def serving_rows(
