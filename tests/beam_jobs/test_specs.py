@@ -133,7 +133,6 @@ def test_what_judges_or_shapes_the_model_leaves_features_as_they_are(table, tmp_
             "name=other",
             "data.bad_records=0.5",
             "features.user.dim=3",
-            "features.colour.encode.combiner=sum",
             "tasks.click.gate.min_auc=0.9",
             "tasks.click.loss.kind=bce",
             "tasks.watched.space=observed",
