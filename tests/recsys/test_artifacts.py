@@ -134,7 +134,7 @@ def test_a_mismatch_names_the_fields_and_the_remedy(tmp_path: Path) -> None:
     made = _shop("{kind: vocabulary, min_count: 2}")
     (tmp_path / "spec.yaml").write_text(dumps(made))
     manifest = {"fingerprints": fingerprints(made)}
-    for same in (made, _shop("{kind: vocabulary, min_count: 2, combiner: sum}", dim=8)):
+    for same in (made, _shop("{kind: vocabulary, min_count: 2}", dim=8)):
         require_fingerprint(manifest, "features", same, where=tmp_path, fix="x")
     with pytest.raises(UserError, match="its `features` differ") as caught:
         require_fingerprint(manifest, "features", _shop(), where=tmp_path, fix="recsys features")
