@@ -176,10 +176,10 @@ def counted(manifest: Mapping[str, Any]) -> list[str]:
     lines = [f"  {name}: {count:,}" for name, count in _flat(counts) if count]
     if days:
         fewest, most = min(days, key=days.__getitem__), max(days, key=days.__getitem__)
-        lines.append(
-            f"  days: {len(days):,}, {min(days)} to {max(days)}; "
-            f"rows a day: {days[fewest]:,} ({fewest}) to {days[most]:,} ({most})"
-        )
+        span = f"{days[fewest]:,} ({fewest}) to {days[most]:,} ({most})"
+        if days[fewest] == days[most]:
+            span = f"{days[most]:,}"
+        lines.append(f"  days: {len(days):,}, {min(days)} to {max(days)}; rows a day: {span}")
     return lines
 
 

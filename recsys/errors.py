@@ -75,12 +75,17 @@ def kind_and_line(error: BaseException) -> str:
     return kind if line == kind else f"{kind}: {line}"
 
 
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_OF_RIGHTS = (errno.EACCES, errno.EPERM)
+OF_WRITING = _OF_THE_DISK + _OF_RIGHTS
+"""Numbers of the system's errors by which it refuses to write."""
+
 _FULL = "Free space or choose another folder; nothing half-written was left."
 _RIGHTS = "Let this user read it, or write where it is an output."
 _IN_THE_WAY = "Name another output."
 _ADVICE = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS), _FULL),
-    **dict.fromkeys((errno.EACCES, errno.EPERM), _RIGHTS),
+    **dict.fromkeys(_OF_THE_DISK, _FULL),
+    **dict.fromkeys(_OF_RIGHTS, _RIGHTS),
     **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), _IN_THE_WAY),
 }
 

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_REFUSED = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-)
+from recsys.errors import OF_WRITING
 
 
 @contextmanager
@@ -34,7 +26,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except tf.errors.OpError as error:
         # Its codes are fewer than the system's, and one of them is of memory too.
-        for number in _REFUSED:
+        for number in OF_WRITING:
             if os.strerror(number) in str(error):
                 raise OSError(number, os.strerror(number), str(path)) from error
         raise

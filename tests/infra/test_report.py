@@ -103,6 +103,9 @@ def test_days_are_one_line() -> None:
         "  read · impressions: 3,100",
         "  days: 3, 2026-01-01 to 2026-01-03; rows a day: 900 (2026-01-02) to 1,200 (2026-01-01)",
     ]
+    alike = {"2026-01-01": 1200, "2026-01-02": 1200}
+    said = "  days: 2, 2026-01-01 to 2026-01-02; rows a day: 1,200"
+    assert counted({"counts": {"day": alike}}) == [said]
     assert counted({"counts": {"read": {"impressions": 1}}}) == ["  read · impressions: 1"]
 
 
