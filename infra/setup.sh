@@ -31,3 +31,9 @@ if ! with_uv; then
   "$venv/bin/pip" install -q -r "$lock"
   "$venv/bin/pip" install -q --no-deps --no-build-isolation -e .
 fi
+
+# Where Python is told to write no bytecode, as in many containers, every process would compile
+# TensorFlow, Ray and Beam anew, for ten seconds of a core: what the commands import is compiled here.
+said=$(PYTHONDONTWRITEBYTECODE='' TF_USE_LEGACY_KERAS=1 "$venv/bin/python" -W ignore -c '
+import ray.serve, ray.train.tensorflow, tensorflow_recommenders, tensorflow_transform.beam
+import httpx, infra.cli, pydantic, typer, uvicorn' 2>&1) || { echo "$said" >&2; exit 1; }
