@@ -387,6 +387,9 @@ def serve(
             fix="Add --engine ray, or leave them out.",
             exit_code=EXIT_WRONG_USE,
         )
+    from recsys.artifacts import read_manifest
+
+    read_manifest(features, "features")
     # Until TensorFlow is there, nobody else has a word to say.
     _say("starting TensorFlow")
     from infra.quiet import load_tensorflow

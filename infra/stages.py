@@ -10,7 +10,7 @@ from typing import Any
 
 from infra.progress import Progress
 from infra.quiet import hushed, load_tensorflow
-from recsys.artifacts import LEARNED, MANIFEST, read_json, write_json, write_text
+from recsys.artifacts import LEARNED, MANIFEST, read_json, read_manifest, write_json, write_text
 from recsys.spec import Spec, dumps, fingerprint, fingerprints
 
 STATE = "stages.json"
@@ -20,6 +20,8 @@ def make_features(
     spec: Spec, input: Path, output: Path, pipeline_args: list[str] | None = None
 ) -> dict[str, Any]:
     """Run the feature job; returns its manifest."""
+    # Here and below, a wrong folder is told before TensorFlow takes its seconds.
+    _listing(spec, input)
     load_tensorflow()
     from beam_jobs import run_features
 
@@ -33,6 +35,7 @@ def fit(spec: Spec, features: Path, output: Path, **options: Any) -> dict[str, A
     `validation` are the metrics of what was exported (with `train.refit`, of the model before),
     `calibration` the report by task, `profile` what bounds a run.
     """
+    read_manifest(features, "features")
     load_tensorflow()
     from training import train
     from training.profile import FILE
@@ -53,6 +56,10 @@ def measure(
     champion: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate a run; returns its metrics."""
+    from training.input import require_split
+
+    require_split(split)
+    read_manifest(run, "run")
     load_tensorflow()
     from training import evaluate
 
@@ -61,6 +68,7 @@ def measure(
 
 def gate(run: Path, models: Path, force: bool = False, features: Path | None = None) -> Any:
     """Publish a run, or refuse; returns the decision."""
+    read_manifest(run, "run")
     load_tensorflow()
     from training import publish
 

@@ -16,8 +16,6 @@ from recsys.artifacts import read_manifest
 from recsys.spec import fingerprints, loads
 from recsys.spec.schema import example_columns, raw_columns
 
-pytestmark = pytest.mark.long
-
 SPEC = """
 name: shop
 data:

@@ -21,6 +21,8 @@ from recsys.errors import UserError
 from recsys.spec import loads
 from serving.store import LocalStore
 
+pytestmark = pytest.mark.long
+
 SPEC = """
 name: songs
 data:

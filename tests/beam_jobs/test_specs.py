@@ -13,6 +13,8 @@ from recsys.spec import change, fingerprints, load, loads
 from recsys.spec.schema import example_columns, model_inputs
 from recsys.world import simulate
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 KUAIRAND = ROOT.parent / "shared" / "data" / "kuairand_pure"
 

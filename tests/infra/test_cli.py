@@ -12,6 +12,8 @@ import pytest
 from recsys.errors import UserError
 from serving import read_request
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 SPEC = ROOT / "infra" / "specs" / "world.yaml"
 

@@ -6,9 +6,9 @@ One flow serves every test here, since each start of Beam, Ray and TensorFlow co
 import json
 import re
 import shutil
-import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,16 +74,6 @@ def test_run_publishes_and_says_where_everything_lies(flow: dict[str, Any], spec
     assert re.search(r"^best epoch: \d of 3, validation score 0\.\d{4}$", flow["log"], re.M)
 
 
-def test_a_run_is_shown_beside_a_champion(flow: dict[str, Any]) -> None:
-    champion = flow["folder"] / "out" / "models" / "1"
-    shown = recsys("evaluate", flow["result"]["run"], "--champion", champion).stdout
-    assert f"champion: {champion}, on " in shown
-    # It is the same model.
-    differences = [line.split() for line in shown.splitlines() if "difference" in line]
-    assert len(differences) == 3
-    assert all({value.strip("+-") for value in row[1:]} == {"0.0000"} for row in differences)
-
-
 def test_training_ends_with_what_validation_says(flow: dict[str, Any], tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(flow["result"]["run"], run)
@@ -95,14 +85,6 @@ def test_training_ends_with_what_validation_says(flow: dict[str, Any], tmp_path:
     calibration = json.loads((run / "calibration.json").read_text())["click"]
     assert f"{calibration['ece_before']:.4f}" in shown and "best epoch: " in shown
     assert "trained anew for" in shown
-
-
-def test_a_run_is_not_published_twice(flow: dict[str, Any]) -> None:
-    arguments = ("publish", flow["result"]["run"], "--models", flow["result"]["models"])
-    again = json.loads(recsys(*arguments, "--json").stdout)
-    assert again["published"] and again["already"] and again["notes"] == []
-    assert not flow["result"]["decision"]["already"]
-    assert recsys(*arguments).stdout == f"already published as version 1: {again['path']}\n"
 
 
 def test_a_second_run_skips_every_stage(flow: dict[str, Any]) -> None:
@@ -138,18 +120,9 @@ def test_a_published_version_is_told_where_it_is_or_published_again(
     again = run("--force")
     assert again["skipped"] == ["features", "train", "evaluate"]
     assert again["decision"]["version"] == 3
-
-
-def test_a_changed_serving_limit_only_publishes_again(flow: dict[str, Any], tmp_path: Path) -> None:
-    folder = flow["folder"]
-    changed = tmp_path / "world.yaml"
-    text = flow["spec"].read_text()
-    changed.write_text(text.replace("deadline_ms", "max_candidates: 1000, deadline_ms"))
-    done = recsys("run", changed, "--input", folder / "world", "--output", folder / "out",
-                  "--json")  # fmt: skip
-    again = json.loads(done.stdout)
+    again = run("--set", "serve.max_candidates=1000")
     assert again["skipped"] == ["features", "train", "evaluate"]
-    assert again["decision"]["version"] == 2
+    assert again["decision"]["version"] == 4
 
 
 def moved_out(flow: dict[str, Any], to: Path) -> Path:
@@ -173,35 +146,31 @@ def test_a_changed_gate_is_judged_and_nothing_is_trained(
         return json.loads(done.stdout)
 
     earlier = ["features", "train", "evaluate"]
-    gate = "tasks.click.gate.max_auc_drop=0.1"
-    loose = run(gate)
-    assert loose["skipped"] == earlier
-    assert loose["decision"]["already"]
     strict = run("tasks.click.gate.min_auc=0.999", code=3)
     assert strict["skipped"] == earlier
     # Of this command, not of the spec that the run was trained by.
     assert strict["decision"]["reasons"][0].endswith("is below the gate of 0.9990")
     assert [path.name for path in (out / "runs").iterdir()] == runs
     # Another limit for bad records changes nothing, but a lower one is to be kept.
-    assert run(gate, "data.bad_records=0.5")["skipped"] == [*earlier, "publish"]
-    assert run(gate, "data.bad_records=0.001")["skipped"] == ["train", "evaluate", "publish"]
+    assert run("data.bad_records=0.5")["skipped"] == [*earlier, "publish"]
+    assert run("data.bad_records=0.001")["skipped"] == ["train", "evaluate", "publish"]
 
 
 def test_stages_go_on_in_a_folder_that_was_moved(flow: dict[str, Any], tmp_path: Path) -> None:
     out = moved_out(flow, tmp_path / "out")
-    (run,) = (out / "runs").iterdir()
-    failed = recsys("evaluate", run, code=1)
-    assert "no longer where they were" in failed.stderr and "--features" in failed.stderr
-    done = recsys("evaluate", run, "--features", out / "features", "--json")
-    assert json.loads(done.stdout)["tasks"]["click"]["auc"] > 0.6
-    forced = recsys("publish", run, "--models", out / "models", "--features", out / "features",
-                    "--force", "--json")  # fmt: skip
-    assert "own test rows" not in forced.stdout and json.loads(forced.stdout)["published"]
     done = recsys("run", flow["spec"], "--input", flow["folder"] / "world", "--output", out,
                   "--json", "--set", "evaluate.largest=1")  # fmt: skip
     again = json.loads(done.stdout)
     assert again["skipped"] == ["features", "train"]
     assert len(again["metrics"]["slices"]["device"]) == 1
+
+
+@pytest.fixture(scope="module")
+def service(flow: dict[str, Any]) -> Iterator[str]:
+    """Address of a service of what was published."""
+    models, features = (Path(flow["result"][name]) for name in ("models", "features"))
+    with running_service(models, features, flow["folder"] / "service.log") as url:
+        yield url
 
 
 def joined_rows(world: Path, spec: Spec, rows: int) -> pa.Table:
@@ -219,7 +188,7 @@ def joined_rows(world: Path, spec: Spec, rows: int) -> pa.Table:
 
 
 def test_the_same_rows_get_the_same_probabilities_everywhere(
-    flow: dict[str, Any], spec: Spec
+    flow: dict[str, Any], spec: Spec, service: str
 ) -> None:
     """Beam examples through the numeric signature, raw and tf.Example signatures, and HTTP."""
     folder, result = flow["folder"], flow["result"]
@@ -272,32 +241,19 @@ def test_the_same_rows_get_the_same_probabilities_everywhere(
                 atol=1e-5,
             )
 
-    models, features = Path(result["models"]), Path(result["features"])
     contexts = [c.name for c in raw_columns(spec) if c.owner == "context"]
-    with running_service(models, features, folder / "parity.log") as url:
-        version = httpx.get(f"{url}/v1/models", timeout=30).json()
-        for row in range(10):
-            body = {
-                "user": {"id": frame["user_id"][row]},
-                "context": {name: raw[name][row] for name in contexts},
-                "candidates": [frame["item_id"][row]],
-            }
-            answer = httpx.post(f"{url}/v1/rank", json=body, timeout=30).json()
-            item = answer["items"][0]
-            assert item["id"] == frame["item_id"][row], version
-            for name in output_names(spec):
-                assert item["probabilities"][name] == pytest.approx(
-                    float(by_raw[name][row]), abs=1e-5
-                )
-
-
-def test_a_model_of_other_features_is_refused(flow: dict[str, Any], tmp_path: Path) -> None:
-    changed = tmp_path / "world.yaml"
-    changed.write_text(flow["spec"].read_text().replace("log_zscore", "zscore"))
-    done = recsys("train", changed, "--features", flow["result"]["features"], "--output",
-                  tmp_path / "run", code=1)  # fmt: skip
-    assert "built from another spec" in done.stderr and "recsys features" in done.stderr
-    assert "Traceback" not in done.stderr
+    version = httpx.get(f"{service}/v1/models", timeout=30).json()
+    for row in range(10):
+        body = {
+            "user": {"id": frame["user_id"][row]},
+            "context": {name: raw[name][row] for name in contexts},
+            "candidates": [frame["item_id"][row]],
+        }
+        answer = httpx.post(f"{service}/v1/rank", json=body, timeout=30).json()
+        item = answer["items"][0]
+        assert item["id"] == frame["item_id"][row], version
+        for name in output_names(spec):
+            assert item["probabilities"][name] == pytest.approx(float(by_raw[name][row]), abs=1e-5)
 
 
 def test_a_gate_refuses_with_reasons_and_exit_code_3(flow: dict[str, Any], tmp_path: Path) -> None:
@@ -311,37 +267,19 @@ def test_a_gate_refuses_with_reasons_and_exit_code_3(flow: dict[str, Any], tmp_p
     assert not decision["published"]
     assert any("0.999" in reason and "click" in reason for reason in decision["reasons"])
     assert not (tmp_path / "models").exists()
-    forced = json.loads(
-        recsys("publish", run, "--models", tmp_path / "models", "--force", "--json").stdout
-    )
-    assert forced["published"] and forced["notes"] == [f"waived: {r}" for r in decision["reasons"]]
 
 
-def test_the_client_sends_a_request_and_prints_a_table(flow: dict[str, Any]) -> None:
+def test_the_client_sends_a_request_and_prints_a_table(flow: dict[str, Any], service: str) -> None:
     from serving.example import example_request
 
     features = Path(flow["result"]["features"])
     request = flow["folder"] / "request.json"
     request.write_text(json.dumps(example_request(load(features / "spec.yaml"), features)))
-    with running_service(Path(flow["result"]["models"]), features, flow["folder"] / "s.log") as url:
-        shown = recsys("rank", request, "--url", url)
-        answer = json.loads(recsys("rank", request, "--url", url, "--json").stdout)
+    shown = recsys("rank", request, "--url", service)
+    answer = json.loads(recsys("rank", request, "--url", service, "--json").stdout)
     scores = [item["score"] for item in answer["items"]]
     assert scores == sorted(scores, reverse=True)
     assert answer["items"][0]["id"] in shown.stdout
-    refused = recsys("rank", request, "--url", url, code=1)
-    assert "Traceback" not in refused.stderr and url in refused.stderr
-
-
-def test_the_service_ends_on_sigterm(flow: dict[str, Any]) -> None:
-    features, models = flow["result"]["features"], flow["result"]["models"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "infra.cli", "serve", models, "--features", features, "--port", "0"],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
-    )  # fmt: skip
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "http://" in line:
-            break
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 0
+    nobody = "http://127.0.0.1:1"
+    refused = recsys("rank", request, "--url", nobody, code=1)
+    assert "Traceback" not in refused.stderr and nobody in refused.stderr

@@ -88,15 +88,6 @@ def told(answer: httpx.Response) -> dict[str, object]:
     return {name: value for name, value in answer.json().items() if name != "took_ms"}
 
 
-def test_local_ends_well_on_sigterm(models: Path, features: Path) -> None:
-    with process(models, features, engine="local") as (url, child):
-        assert told(httpx.post(f"{url}/v1/rank", json=BODY, timeout=30))["model_version"] == 1
-    assert child.returncode == 0
-    assert child.stderr is not None and "INFO loading version 1\n" in child.stderr.read()
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{url}/healthz", timeout=30)
-
-
 def test_both_engines_answer_the_same(models: Path, features: Path) -> None:
     with (
         running(models, features) as local,
@@ -289,12 +280,17 @@ def test_the_command_writes_down_what_it_takes_up(
     for line in child.stderr:
         lines.append(line)
         if "Listening on" in line:
+            url = line.split()[2]
+            answer = httpx.post(f"{url}/v1/rank", json=BODY, timeout=30)
+            assert told(answer)["model_version"] == 1
             publish(models, 2)
             publish(models, 3)
             (models / "3" / "saved_model.pb").write_bytes(b"half a graph")
         if "refused" in line and "version 2 serves" in line:
             child.send_signal(signal.SIGTERM)
     assert child.wait(timeout=60) == 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/healthz", timeout=30)
     log = "".join(lines)
     time = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}"
     assert re.search(rf"{time} INFO version 1 serves; loaded and warmed in", log, re.M)

@@ -19,8 +19,6 @@ from serving.engine import running
 from serving.live import Live, frequent_switches
 from serving.metrics import Metrics
 
-pytestmark = pytest.mark.long
-
 BODY = {"user": {"id": "u1"}, "context": {"device": "tv"}, "candidates": ["i1", "i2"]}
 Publish = Callable[..., Path]
 

@@ -9,13 +9,19 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
-from make_features import make_features, small_spec
+from make_features import TABLES, make_features, small_spec
 
 from recsys.errors import UserError
+from recsys.model import build
+from recsys.spec import Spec
+from training.checkpoints import Store
+from training.input import load_rows, open_split
 from training.launch import _ray, _require, fit_on_ray, worker_pids
 from training.loop import Job, fit
 from training.progress import read_progress
+from training.scoring import score_rows
 
 pytestmark = pytest.mark.long
 
@@ -34,7 +40,7 @@ def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_survives_the_loss_of_a_worker(machine: None, larger: Path, tmp_path: Path) -> None:
-    spec = small_spec(checkpoint_every=25)
+    spec = small_spec(checkpoint_every=25, refit=True)
     run, alone = tmp_path / "run", tmp_path / "alone"
     run.mkdir()
     alone.mkdir()
@@ -63,7 +69,8 @@ def test_a_run_survives_the_loss_of_a_worker(machine: None, larger: Path, tmp_pa
     assert all(words.startswith("AUC click 0.") for *_, words in epochs)
     last = read_progress(run, rank=1)
     assert last is not None and last["pid"] != killed[0]
-    fit(Job(spec, larger, alone))
+    job = Job(spec, larger, alone)
+    fit(job.again(fit(job)[1]))
     ours, theirs = (json.loads((f / "history.json").read_text()) for f in (run, alone))
     assert [record["step"] for record in ours] == [312, 624]
     for left, right in zip(ours, theirs, strict=True):
@@ -72,6 +79,16 @@ def test_a_run_survives_the_loss_of_a_worker(machine: None, larger: Path, tmp_pa
     events = sorted((run / "logs" / "train").glob("events*"), key=lambda path: path.name)
     assert len(events) == 2
     assert _first_step(events[0]) <= 25 < _first_step(events[1])
+    # Then both trained anew, on the validation rows too.
+    refit, naive = (_answers(spec, larger, folder) for folder in (run, alone))
+    np.testing.assert_allclose(refit, naive, rtol=1e-2, atol=1e-3)
+
+
+def _answers(spec: Spec, features: Path, run: Path) -> np.ndarray:
+    """Logits of the test rows, by the weights of a run's refit."""
+    model = build(spec, TABLES)
+    assert Store(run / "refit").restore_latest(model).ended
+    return score_rows(model, load_rows(spec, open_split(spec, features, "test")))
 
 
 def _first_step(path: Path) -> int:

@@ -17,8 +17,6 @@ from recsys.spec.records import Huber, SquaredError
 from training.input import open_split
 from training.moments import label_units
 
-pytestmark = pytest.mark.long
-
 
 def regression(loss: Any) -> Spec:
     """The small spec, with the time after a click in place of the purchase."""

@@ -11,6 +11,8 @@ import tf_keras
 
 from recsys import layers
 
+pytestmark = pytest.mark.long
+
 TASKS = ("click", "conversion")
 
 

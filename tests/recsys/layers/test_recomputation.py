@@ -9,7 +9,7 @@ import pytest
 PEAK = """
 import sys
 from pathlib import Path
-from recsys.layers import GatedTower, LocalSelfAttention, TargetAttention
+from recsys.layers import GatedTower, LocalSelfAttention
 import tensorflow as tf
 
 def peak():
@@ -29,18 +29,8 @@ def local(recompute):
         return x
     return [256, 16], run
 
-def target(recompute):
-    layers = [TargetAttention((64, 64), recompute=recompute) for _ in range(6)]
-    def run(x):
-        # The answer is the next layer's candidate.
-        query = x[:, 0]
-        for layer in layers:
-            query = layer(query, x, training=True)
-        return query
-    return [256, 16], run
-
 def step_of(recompute):
-    shape, run = {"tower": tower, "local": local, "target": target}[sys.argv[1]](recompute)
+    shape, run = {"tower": tower, "local": local}[sys.argv[1]](recompute)
     @tf.function(reduce_retracing=False, input_signature=[tf.TensorSpec([None, *shape])])
     def step(x):
         with tf.GradientTape() as tape:
@@ -60,7 +50,7 @@ for step, _ in steps:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux' /proc")
-@pytest.mark.parametrize(("layer", "rows"), [("tower", 8192), ("local", 64), ("target", 256)])
+@pytest.mark.parametrize(("layer", "rows"), [("tower", 8192), ("local", 64)])
 def test_recomputation_needs_less_memory(layer: str, rows: int) -> None:
     """Of several layers, one after another; recomputed first, for the mark only rises."""
     command = [sys.executable, "-c", PEAK, layer, str(rows)]
