@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from recsys.spec.names import is_argument
-from recsys.spec.records import ActionLabel, Feature, FractionSplit, Spec
+from recsys.spec.records import ActionLabel, ColumnLabel, Feature, FractionSplit, Spec
 from recsys.spec.schema import (
     RESERVED,
     SCORE,
     conditional_name,
     encoding_of,
+    only_counted_by,
     tree_inputs,
     weights_name,
     weights_of,
@@ -24,7 +25,7 @@ Finding = tuple[tuple[str | int, ...], str, str]
 
 def cross_check(spec: Spec) -> list[Finding]:
     """Every fault that no single record can see. Places name features and tasks by name."""
-    checks = (_names, _features, _histories, _tasks, _data, _model, _rest)
+    checks = (_names, _features, _leaks, _histories, _tasks, _data, _model, _rest)
     return [finding for check in checks for finding in check(spec)]
 
 
@@ -104,6 +105,37 @@ def _features(spec: Spec) -> Iterator[Finding]:
                 f"features that share table {table!r} must be encoded alike; {sharer!r} is not",
                 "",
             )
+
+
+def _leaks(spec: Spec) -> Iterator[Finding]:
+    """What a row is trained on must not hold what it is to tell."""
+    labels: dict[str, str] = {}
+    for task in spec.tasks:
+        if isinstance(task.label, ColumnLabel):
+            labels.setdefault(task.label.column, task.name)
+    alone = only_counted_by(spec)
+    for feature in spec.features:
+        place = ("features", feature.name)
+        encode = feature.encode
+        reads: list[tuple[str, tuple[str, ...]]] = []
+        if encode.kind == "counter":
+            reads = [(name, ("encode", "by")) for name in encode.by if name in alone]
+        elif encode.kind != "history" and not _in_table(spec, feature):
+            reads = [(feature.raw, ("column",)), (weights_of(feature) or "", ("encode", "weights"))]
+        for column, field in reads:
+            if column in labels:
+                yield (
+                    (*place, *field),
+                    f"{column!r} is the label of task {labels[column]!r}, which is known only "
+                    "after the impression; leave it out, or tell of past labels by a history or "
+                    "a counter of that task",
+                    "",
+                )
+
+
+def _in_table(spec: Spec, feature: Feature) -> bool:
+    """Whether the feature's columns are those of its owner's table, not of the impressions."""
+    return feature.owner != "context" and getattr(spec.data.tables, feature.owner) is not None
 
 
 def _columns(spec: Spec) -> Iterator[Finding]:

@@ -142,6 +142,14 @@ def test_a_name_that_dangles_since_its_record_is_faulty_is_no_second_fault() -> 
           "encode: {kind: counter, by: [hour], task: buy}}\n"
           "- {name: hour, owner: item, encode: {kind: counter, by: [item], task: buy}}"),
          "features[sold].encode.by", "'hour' is a counter"),
+        (("{name: hour, owner: context,", "{name: hour, owner: context, column: clicked,"),
+         "features[hour].column", "'clicked' is the label of task 'click', which is known only"),
+        (("- {name: price,", "- {name: bought, owner: item, encode: numeric}\n- {name: price,"),
+         "features[bought].column", "'bought' is the label of task 'buy'"),
+        (("encode: vocabulary}", "encode: {kind: vocabulary, max_length: 2, weights: bought}}"),
+         "features[user].encode.weights", "'bought' is the label of task 'buy'"),
+        (("quantiles, buckets: 5", "counter, by: [item, bought], task: buy"),
+         "features[price].encode.by", "'bought' is the label of task 'buy'"),
         (("encode: vocabulary}", "encode: {kind: vocabulary, weights: shares}}"),
          "encode.weights", "set encode.max_length"),
         (("encode: vocabulary}", "encode: {kind: vocabulary, max_length: 2, weights: price}}"),
@@ -174,6 +182,13 @@ def test_each_fault_is_named(change: tuple[str, str], where: str, message: str) 
     assert text != SHOP
     found = [w for w, m in faults_of(text).items() if where in w and message in m]
     assert found, faults_of(text)
+
+
+def test_a_column_of_a_table_may_have_the_name_of_a_label() -> None:
+    text = SHOP.replace("impressions: log.csv", "impressions: log.csv\n  tables: {item: TABLE}")
+    text = text.replace("name: price,", "name: clicked,")
+    assert loads(text.replace("TABLE", "{path: items.csv, key: item}"))
+    assert "features[clicked].column" in str(faults_of(text.replace("item: TABLE", "")))
 
 
 @pytest.mark.parametrize(
