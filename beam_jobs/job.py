@@ -298,11 +298,9 @@ def _learned(folder: Path, content: Mapping[str, Any]) -> str:
     for path in assets:
         with open(path, "rb") as file:
             words.append([path.name, hashlib.file_digest(file, "sha256").hexdigest()])
-    # A sum of floats depends on the order of its terms, in the last digits.
-    labels = _rounded(content["labels"]["train"])
-    numbers = _rounded(read_json(folder / "statistics.json")["train"])
-    train = [content["rows"]["train"], labels, content["time_range"]["train"], numbers]
-    return fingerprint([words, content["tables"], train])
+    train = [content[name]["train"] for name in ("rows", "labels", "time_range")]
+    columns = read_json(folder / "statistics.json")["train"]
+    return fingerprint([words, content["tables"], train, columns])
 
 
 def _without_values(folder: Path) -> list[str]:
@@ -317,12 +315,3 @@ def _without_values(folder: Path) -> list[str]:
         for path in sorted(assets.glob(vocabulary_name("*")))
         if path.read_bytes() == NO_VALUE + b"\n"
     ]
-
-
-def _rounded(value: Any) -> Any:
-    """Numbers to six digits, at any depth."""
-    if isinstance(value, Mapping):
-        return {name: _rounded(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return f"{value:.6g}" if isinstance(value, float) else value

@@ -38,17 +38,19 @@ from beam_jobs.serving_tables import serving_rows
 from beam_jobs.sinks import write_arrow, write_parquet
 from beam_jobs.sources import ReadTask, read
 from beam_jobs.split import OUTSIDE, identity, split_of
-from beam_jobs.statistics import SplitStats
+from beam_jobs.statistics import SplitStats, commonest, count_values, divided
 from beam_jobs.validate import DEAD_LETTER, count_reasons, validate
 from recsys.artifacts import write_json
 from recsys.spec.schema import OWNER_KEY, SPLITS
 from recsys.splitmix import mixed
 
 DEAD, COUNTS, SERVING = "dead", "counts", "serving"
+STATISTICS, VALUES = "statistics", "values"
 REASON = "\x1f"
 """Stands between source and reason in the name of a count."""
 _SHARDS_A_FILE = 4
-"""Shards of rows whose dead letters, if all were bad, one worker holds: some 16 MiB of a log."""
+"""Shards of rows whose dead letters, if all were bad, or texts, if all differ, one worker holds:
+some 16 MiB of a log."""
 
 
 class Ledger:
@@ -339,15 +341,25 @@ class WriteShards(beam.PTransform):
         self.plan, self.shards, self.folder, self.job = plan, shards, folder, job
 
     def expand(self, rows: beam.PCollection) -> beam.PCollection:
-        return (
+        outputs = (
             rows
             | "Gather shard" >> beam.GroupByKey()
-            | "Write shard" >> beam.Map(self._write)
-            | "Add up statistics" >> beam.CombinePerKey(_merge)
+            | "Write shard" >> beam.FlatMap(self._write).with_outputs(VALUES)
+        )
+        statistics = outputs[None] | "Add up statistics" >> beam.CombinePerKey(_merge)
+        top = (
+            outputs[VALUES]
+            | "Gather values" >> beam.GroupByKey()
+            | "Count values" >> beam.MapTuple(lambda key, tables: (key[0], commonest(tables)))
+            | "Commonest values" >> beam.CombinePerKey(commonest)
+        )
+        return (
+            {STATISTICS: statistics, VALUES: top}
+            | "Meet by split" >> beam.CoGroupByKey()
             | "Write statistics" >> beam.MapTuple(self._report)
         )
 
-    def _write(self, group: tuple[int, Iterable[pa.Table]]) -> tuple[str, SplitStats]:
+    def _write(self, group: tuple[int, Iterable[pa.Table]]) -> Iterator[Any]:
         split, shard = divmod(group[0], self.shards)
         rows = gather(list(group[1]))
         first, second = shuffle_keys(rows, self.plan)
@@ -355,18 +367,17 @@ class WriteShards(beam.PTransform):
         with carrying():
             write_arrow(rows, self.folder / SPLITS[split] / f"{shard:05d}.arrow")
         tick(self.job, "join")
-        return SPLITS[split], SplitStats.of(rows, self.plan)
+        texts = [column.name for column in self.plan.raw if column.dtype == "string"]
+        counts = {name: count_values(rows[raw(name)]) for name in texts}
+        yield SPLITS[split], SplitStats.of(rows, self.plan, counts)
+        for part, values in divided(counts, max(1, self.shards // _SHARDS_A_FILE)):
+            yield beam.pvalue.TaggedOutput(VALUES, ((SPLITS[split], part), values))
 
-    def _report(self, split: str, stats: SplitStats) -> None:
-        write_json(
-            self.folder / f"{split}.json",
-            {
-                "rows": stats.rows,
-                "labels": {name: total / stats.rows for name, total in stats.positives.items()},
-                "time_range": None if stats.first is None else [stats.first, stats.last],
-                "columns": {name: column.report() for name, column in stats.columns.items()},
-            },
-        )
+    def _report(self, split: str, found: dict[str, Iterable[Any]]) -> None:
+        (stats,) = found[STATISTICS]
+        # None where all texts of a split are missing.
+        top = next(iter(found[VALUES]), None)
+        write_json(self.folder / f"{split}.json", stats.report(top))
 
 
 def _merge(parts: Iterable[SplitStats]) -> SplitStats:

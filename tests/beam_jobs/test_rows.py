@@ -1,7 +1,9 @@
 """The plain functions on rows: reading, canonical values, joins, histories, counters, splits."""
 
 import json
+import math
 from datetime import date
+from fractions import Fraction
 
 import numpy as np
 import pandas as pd
@@ -15,7 +17,7 @@ from beam_jobs.join import attribute, deduplicate, join_table
 from beam_jobs.partition import gather, partition, stable_hash
 from beam_jobs.plan import plan_of
 from beam_jobs.split import identity, split_of
-from beam_jobs.statistics import NumberStats, TextStats
+from beam_jobs.statistics import NumberStats, TextStats, commonest, count_values, divided
 from beam_jobs.validate import parse_time, validate
 from recsys.spec import loads
 from recsys.spec.records import TimeColumn
@@ -564,7 +566,30 @@ def test_statistics_merge_to_the_whole():
     assert report["missing"] == 1 and report["mean"] == pytest.approx(np.nanmean(values))
     assert report["std"] == pytest.approx(np.nanstd(values))
     text = pa.chunked_array([[f"v{i % 3000}" for i in range(9000)] + ["", "v0"]])
-    report = TextStats.of(text.slice(0, 5000)).merged(TextStats.of(text.slice(5000))).report()
-    assert report["count"] == 9002 and report["missing"] == 1
-    assert next(iter(report["top"].items())) == ("v0", 4)
+    halves = [count_values(half) for half in (text.slice(0, 5000), text.slice(5000))]
+    parts = [part for half in halves for part in divided({"a": half}, 3)]
+    tops = [commonest([each for at, each in parts if at == part]) for part in (2, 0, 1)]
+    top = commonest(tops).to_pylist()
+    assert [value["value"] for value in top] == sorted(f"v{i}" for i in range(3000))[:20]
+    assert top[0]["count"] == 4 and top[1]["count"] == 3
+    report = TextStats.of(halves[0]).merged(TextStats.of(halves[1])).report({"v0": 4})
+    assert report["count"] == 9002 and report["missing"] == 1 and report["top"] == {"v0": 4}
     assert report["distinct"] == pytest.approx(3000, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1e-45, -1e-45, 1e-45, 3.4e38],  # the smallest and nearly the largest of float32
+        [0.1] * 7,
+        [-0.0, 16777215.0, -16777215.0, 0.5],
+    ],
+)
+def test_numbers_add_up_exactly(values):
+    there = np.array(values, np.float32)
+    exact = [Fraction(float(value)) for value in there]
+    mean = sum(exact) / len(exact)
+    report = NumberStats.of(there).report()
+    assert report["mean"] == float(mean)
+    squares = sum((value - mean) ** 2 for value in exact) / len(exact)
+    assert report["std"] == math.sqrt(squares)

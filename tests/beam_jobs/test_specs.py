@@ -1,5 +1,6 @@
 """One table with fractions, and the shipped specs made small, through the whole job."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs import job, run_features
+from beam_jobs.sinks import read_arrow
+from recsys.artifacts import read_json
 from recsys.errors import UserError
 from recsys.spec import change, fingerprints, load, loads
 from recsys.spec.schema import example_columns, model_inputs
@@ -198,13 +201,48 @@ def test_joined_rows_do_not_depend_on_shards(tmp_path, monkeypatch):
         reads, number = made._look()
         assert number == shards
         made._join(reads, number)
-        from beam_jobs.sinks import read_arrow
-
         files = sorted(made.joined.glob("train/*.arrow"))
         frame = pd.concat([read_arrow(str(file)).to_pandas() for file in files])
         found.append(frame.sort_values("row", ignore_index=True).sort_index(axis=1))
         assert len(files) == shards
     pd.testing.assert_frame_equal(*found)
+
+
+def test_statistics_are_exact_and_do_not_depend_on_shards(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    n = 50_000
+    # Most colours are there once; the commonest are rare in any one shard.
+    colours = [*(f"a{row}" for row in range(n - 100)), *(f"z{row % 20}" for row in range(100))]
+    pd.DataFrame(
+        {
+            "user": rng.integers(0, 9, n),
+            "item": rng.integers(0, 9, n),
+            "colour": colours,
+            "size": rng.lognormal(0.0, 9.0, n),
+            "click": rng.integers(0, 2, n),
+            "seconds": rng.lognormal(0.0, 9.0, n),
+        }
+    ).to_csv(tmp_path / "rows.csv", index=False)
+    spec = loads(
+        TABLE.replace("- {name: colour_text, owner: item, column: size, encode: vocabulary}", "")
+    )
+    found = []
+    for shards in (1, 5):
+        monkeypatch.setattr(job, "FEWEST_SHARDS", shards)
+        made = job._Job(
+            spec, tmp_path / "rows.csv", tmp_path / "out", tmp_path / str(shards), [], None
+        )
+        made._join(*made._look())
+        found.append(read_json(made.joined / "train.json"))
+    assert found[0] == found[1]
+    files = made.joined.glob("train/*.arrow")
+    rows = pd.concat([read_arrow(str(file)).to_pandas() for file in files])
+    seen = rows["raw:colour"].value_counts()
+    assert len(seen) > 20_000
+    top = found[0]["columns"]["colour"]["top"]
+    assert list(top.items()) == sorted(seen.items(), key=lambda pair: (-pair[1], pair[0]))[:20]
+    watched = sum(map(Fraction, rows["label:watched"].tolist())) / len(rows)
+    assert found[0]["labels"]["watched"] == float(watched)
 
 
 def test_dead_letters_of_a_large_log_are_in_several_files(tmp_path, monkeypatch):
