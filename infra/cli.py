@@ -488,10 +488,13 @@ _GOES_ON = {
 }
 """What an interruption of a command leaves to be gone on with."""
 
+_CLEANS_UP = {*_GOES_ON, "simulate", "features", "convert", "publish"}
+"""Commands that a SIGTERM must not end before they have removed what is half-written."""
+
 
 def main() -> None:
     """Entry point: errors of the user are words, not tracebacks."""
-    listen(terminated=_command() in _GOES_ON)
+    listen(terminated=_command() in _CLEANS_UP)
     try:
         app()
     except UserError as error:

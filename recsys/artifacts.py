@@ -7,10 +7,11 @@ reader that is handed a mismatch refuses, naming both and the command that rebui
 
 from __future__ import annotations
 
+import errno
+import glob
 import json
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from recsys.errors import UserError
+from recsys.locks import locked_folder, remove_unlocked
 from recsys.spec import Spec, covered, differences, fingerprints, load
 
 FORMAT_VERSION = 1
@@ -40,12 +42,16 @@ _LIBRARIES = (
 def write_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
     """A folder to write into, which appears at `path` whole when the block ends well.
 
+    A link at `path` stays, and what it leads to is written. What killed writers of the same folder
+    left beside it is removed.
+
     Args:
         path: Where the folder is to appear.
         replace: Whether a folder that stands there may be replaced.
 
     Raises:
-        UserError: Something stands at `path` and may not be replaced.
+        UserError: Something stands at `path` and may not be replaced, or came to stand there
+            since: then the new folder is kept beside it, and named.
 
     >>> import tempfile
     >>> root = Path(tempfile.mkdtemp())
@@ -54,44 +60,87 @@ def write_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
     >>> (root / "out" / "a.txt").read_text()
     'whole'
     """
-    path = Path(path).absolute()
+    path = Path(os.path.realpath(path))
+    if os.path.ismount(path):
+        raise UserError(
+            "The output is a mount point, which no finished folder can take the place of.",
+            where=str(path),
+            fix="Name a folder below it.",
+        )
     if path.exists() and not replace and (path.is_file() or any(path.iterdir())):
         raise UserError(
             "The output already exists and is not empty.",
             where=str(path),
             fix="Name another output folder, or remove this one.",
         )
+    old = identity(path) if replace else None
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
-    aside.chmod(0o755)
-    try:
-        yield aside
-        share_tree(aside)
-        sync_tree(aside)
-        put_in_place(aside, path)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-
-
-def put_in_place(aside: Path, path: Path) -> None:
-    """Rename a finished folder to `path`; what stood there goes only when the new one stands.
-
-    Between two renames nothing stands there; where the second fails, the old folder comes back.
-    """
-    if path.exists():
-        # A name that no earlier process took that was killed before it could clean up.
-        old = path.with_name(f".{path.name}.old-{uuid.uuid4().hex[:8]}")
-        os.rename(path, old)
+    prefix, suffix = f".{path.name}.", ".partial"
+    remove_unlocked(path.parent, f"{glob.escape(prefix)}*{suffix}")
+    with locked_folder(path.parent, prefix, suffix) as aside:
         try:
-            os.rename(aside, path)
+            aside.chmod(0o755)
+            yield aside
+            share_tree(aside)
+            sync_tree(aside)
+            put_in_place(aside, path, old)
         except BaseException:
-            os.rename(old, path)
+            shutil.rmtree(aside, ignore_errors=True)
             raise
-        shutil.rmtree(old, ignore_errors=True)
-    else:
+
+
+Identity = tuple[int, int, int]
+
+
+def identity(path: Path) -> Identity | None:
+    """What tells a folder from any other that takes its place; None where nothing stands."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    # The number alone may come again, once the folder that had it is gone.
+    return found.st_dev, found.st_ino, found.st_mtime_ns
+
+
+def put_in_place(aside: Path, path: Path, old: Identity | None) -> None:
+    """Rename a finished folder to `path`, where nothing, an empty folder, or `old` stands.
+
+    The old folder goes only when the new one stands. Between two renames nothing stands there;
+    where the second fails, the old one comes back.
+
+    Raises:
+        UserError: Anything else stands there; the finished folder is kept beside it.
+    """
+    # A name that no earlier process took that was killed before it could clean up.
+    moved = path.with_name(f".{path.name}.old-{uuid.uuid4().hex[:8]}")
+    if old is not None and identity(path) == old:
+        os.rename(path, moved)
+    try:
+        # The system puts a folder in the place of an empty one, and of nothing else.
         os.rename(aside, path)
+    except BaseException as error:
+        if moved.exists() and not path.exists():
+            os.rename(moved, path)
+        if isinstance(error, OSError) and error.errno in _TAKEN:
+            raise _taken(aside, path) from None
+        raise
+    for left in path.parent.glob(f".{glob.escape(path.name)}.old-*"):
+        shutil.rmtree(left, ignore_errors=True)
     sync_file(path.parent)
+
+
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
+"""Numbers of the system's errors where a folder cannot be renamed to what stands there."""
+
+
+def _taken(aside: Path, path: Path) -> UserError:
+    kept = path.with_name(f"{path.name}-{uuid.uuid4().hex[:8]}")
+    os.rename(aside, kept)
+    return UserError(
+        "Another folder has come to stand at the output while this one was made.",
+        where=str(path),
+        fix=f"Remove one of the two: what was made here is whole at {kept}.",
+    )
 
 
 def remove_leftovers(folder: Path) -> None:

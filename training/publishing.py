@@ -24,6 +24,7 @@ from recsys.artifacts import (
     write_text,
 )
 from recsys.errors import UserError
+from recsys.locks import locked_folder, remove_unlocked
 from recsys.spec import fingerprints, load
 from recsys.spec.records import Spec
 from training.evaluation import (
@@ -36,7 +37,6 @@ from training.evaluation import (
     stored_metrics,
 )
 from training.gate import Decision, Promote, Reject, decide
-from training.locks import locked_folder, remove_unlocked
 
 _LOG = logging.getLogger(__name__)
 _LAST = ".last_version"

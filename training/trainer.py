@@ -22,13 +22,13 @@ from recsys.artifacts import (
     write_text,
 )
 from recsys.errors import EXIT_WRONG_USE, UserError
+from recsys.locks import LOCK, sole_trainer
 from recsys.spec import covered, differences, dumps, fingerprints, load
 from recsys.spec.records import Spec
 from training.boosting import fit_trees, refit_trees
 from training.checkpoints import Position, Store
 from training.evaluation import EXPORT, check_features, write_metrics
 from training.input import Rows, load_rows, open_split
-from training.locks import LOCK, sole_trainer
 from training.loop import CHECKPOINTS, REFIT, ROWS, Job, fit
 from training.progress import FOLDER, Progress, silent
 from training.scoring import answered, score_rows

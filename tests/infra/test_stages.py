@@ -86,7 +86,8 @@ def test_numbers_are_shown_whole_however_narrow_the_terminal(
     assert "123456.789012" in shown and "0.987654321" in shown and "a long heading" in shown
 
 
-def test_an_interruption_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_is_said_and_leaves_nothing(tmp_path: Path, number: int) -> None:
     world, spec = tmp_path / "world", ROOT / "infra" / "specs" / "world.yaml"
     simulate(world, rows=3000)
     process = subprocess.Popen(
@@ -99,7 +100,7 @@ def test_an_interruption_is_said_and_leaves_nothing(tmp_path: Path) -> None:
     for line in process.stderr:
         lines.append(line)
         if line.startswith("join: 0/"):  # the pipeline begins
-            os.kill(process.pid, signal.SIGINT)
-    assert process.wait() == 130, "".join(lines)
+            os.kill(process.pid, number)
+    assert process.wait() == 128 + number, "".join(lines)
     assert lines[-1] == "error: Interrupted.\n"
     assert list((tmp_path / "out").iterdir()) == []

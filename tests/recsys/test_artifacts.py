@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from recsys.artifacts import (
+    identity,
     put_in_place,
     read_manifest,
     require_fingerprint,
@@ -92,9 +93,84 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path: Path) 
     with write_folder(tmp_path / "out") as folder:
         (folder / "a").write_text("old")
     with pytest.raises(FileNotFoundError):
-        put_in_place(tmp_path / "lost", tmp_path / "out")
+        put_in_place(tmp_path / "lost", tmp_path / "out", identity(tmp_path / "out"))
     assert (tmp_path / "out" / "a").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_what_came_to_stand_at_the_output_meanwhile_is_kept_and_so_is_the_new(
+    tmp_path: Path, replace: bool
+) -> None:
+    out = tmp_path / "out"
+    if replace:
+        with write_folder(out) as folder:
+            (folder / "a").write_text("old")
+    refused = pytest.raises(UserError, match="while this one was made")
+    with refused as error, write_folder(out, replace=replace) as late:
+        (late / "a").write_text("late")
+        with write_folder(out, replace=replace) as soon:
+            (soon / "a").write_text("soon")
+    assert (out / "a").read_text() == "soon"
+    (kept,) = [path for path in tmp_path.iterdir() if path != out]
+    assert (kept / "a").read_text() == "late"
+    assert error.value.fix.endswith(f"{kept}.")
+
+
+def test_an_empty_folder_that_came_to_stand_at_the_output_makes_way(tmp_path: Path) -> None:
+    with write_folder(tmp_path / "out") as folder:
+        (folder / "a").write_text("x")
+        (tmp_path / "out").mkdir()
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_mount_point_is_refused_before_the_work() -> None:
+    with pytest.raises(UserError, match="is a mount point"), write_folder("/proc", replace=True):
+        raise AssertionError("the work began")
+
+
+@pytest.mark.parametrize("stands", [True, False])
+def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path: Path, stands: bool) -> None:
+    disk = tmp_path / "disk" / "features"
+    if stands:
+        disk.mkdir(parents=True)
+        (disk / "a").write_text("old")
+    (tmp_path / "out").symlink_to(disk)
+    with write_folder(tmp_path / "out", replace=True) as folder:
+        (folder / "b").write_text("new")
+    assert (tmp_path / "out").is_symlink()
+    assert [p.name for p in disk.iterdir()] == ["b"]
+    assert [p.name for p in disk.parent.iterdir()] == ["features"]
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_alone(tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "from recsys.artifacts import write_folder\n"
+        "with write_folder(sys.argv[1]) as folder:\n"
+        "    print(folder, flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path / name)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        for name in ("out", "out", "other")
+    ]  # fmt: skip
+    try:
+        dead, alive, other = (Path(w.stdout.readline().strip()) for w in writers if w.stdout)
+        for killed in (writers[0], writers[2]):
+            killed.kill()
+            killed.wait()
+        with write_folder(tmp_path / "out") as folder:
+            assert {*tmp_path.iterdir()} == {alive, other, folder}
+        assert not dead.exists()
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.communicate()
 
 
 def test_json_has_no_nan(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from recsys.errors import UserError
-from training.locks import locked_folder, remove_unlocked, sole_trainer
+from recsys.locks import locked_folder, remove_unlocked, sole_trainer
 
 
 def killed(script: str, folder: Path, check: Callable[[int], None]) -> None:
@@ -29,7 +29,7 @@ def killed(script: str, folder: Path, check: Callable[[int], None]) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from training.locks import locked_folder, sole_trainer
+from recsys.locks import locked_folder, sole_trainer
 with {lock}:
     print("held", flush=True)
     sys.stdin.read()
