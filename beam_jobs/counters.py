@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from beam_jobs.history import known_day
 from beam_jobs.plan import DAY, Plan, raw
@@ -22,6 +23,8 @@ from recsys.spec.schema import COUNTED, RawColumn, label_column
 
 KEY, SHOWN, POSITIVES, ASKED, VALUE = "joint_key", "shown", "positives", "asked", "value"
 _SEPARATOR = "\x1f"
+_ESCAPED = (("\x1e", "\x1e0"), (_SEPARATOR, "\x1e1"))
+"""How a value that holds the separator is written, so that no two lists of values are one key."""
 Totals = dict[str, dict[int, tuple[int, int]]]
 """By counter feature, then by day: impressions of the day, and positives that it made known."""
 
@@ -32,14 +35,24 @@ def _encode(feature: Feature) -> Counter:
 
 
 def joint_key(rows: pa.Table, feature: Feature, plan: Plan) -> np.ndarray:
-    """The values of the columns `by` as one string, object [rows]."""
+    """The values of the columns `by` as one string, object [rows]; `values_of` takes it apart."""
     joint: np.ndarray | None = None
     for by in plan.by(feature):
         text, _ = canonical(rows[by.column], RawColumn(by.name, "string", "context"))
+        for plain, escaped in _ESCAPED:
+            text = pc.replace_substring(text, plain, escaped)
         values = text.to_numpy(zero_copy_only=False)
         joint = values if joint is None else joint + _SEPARATOR + values
     assert joint is not None
     return joint
+
+
+def values_of(key: str) -> list[str]:
+    """The values that a joint key was made of."""
+    values = key.split(_SEPARATOR)
+    for plain, escaped in reversed(_ESCAPED):
+        values = [value.replace(escaped, plain) for value in values]
+    return values
 
 
 def partial(rows: pa.Table, feature: Feature, plan: Plan, clock: int | None = 0) -> pa.Table:
@@ -205,7 +218,7 @@ def attach(rows: pa.Table, replies: dict[str, list[pa.Table]], plan: Plan) -> pa
 def serving_table(finals: list[pa.Table], feature: Feature, plan: Plan) -> pa.Table:
     """The counter as of the end of all data: one string column a `by`, and `key:value`."""
     table = pa.concat_tables(finals).sort_by(KEY)
-    parts = [key.split(_SEPARATOR) for key in table[KEY].to_pylist()]
+    parts = [values_of(key) for key in table[KEY].to_pylist()]
     columns = {
         by.name: pa.array([part[i] for part in parts], pa.string())
         for i, by in enumerate(plan.by(feature))

@@ -32,7 +32,7 @@ def require_good_records(counts: dict[str, int], plan: Plan, dead_letter: Path) 
     for source in plan.sources:
         read = counts.get(f"read.{source.name}", 0)
         reasons = {
-            name.split(REASON)[1]: count
+            name.split(REASON, 1)[1]: count
             for name, count in counts.items()
             if name.startswith(f"bad.{source.name}{REASON}")
         }
@@ -184,7 +184,7 @@ def tidy(counts: dict[str, int]) -> dict[str, Any]:
         group, _, rest = name.partition(".")
         if group == "bad":
             reasons = tidied.setdefault("bad_records", {})
-            reason = rest.split(REASON)[1]
+            reason = rest.split(REASON, 1)[1]
             reasons[reason] = reasons.get(reason, 0) + count
         elif group == "duplicates_removed" and rest:
             tidied.setdefault("table_duplicates_removed", {})[rest] = count

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from beam_jobs import counters, sources
+from beam_jobs import counters, judge, sources
 from beam_jobs.history import clock_bounds, clock_of, histories, widest
 from beam_jobs.join import attribute, deduplicate, join_table
 from beam_jobs.partition import gather, partition, stable_hash
@@ -490,6 +490,34 @@ def test_counters_do_not_depend_on_shards(plan, labelled):
     one, _ = count_past(plan, [(0, labelled)])
     three = list(partition(labelled, "key:item", 3))
     np.testing.assert_array_equal(one, count_past(plan, three)[0])
+
+
+def test_counters_tell_values_with_the_separator_apart():
+    plan = plan_of(loads(SPEC.replace("by: [item]", "by: [item, place]")))
+    feature = plan.spec.feature("rate")
+    pairs = [
+        ("a\x1fb", "c"), ("a", "b\x1fc"), ("a\x1e", "1"), ("a", "\x1e1"), ("a\x1e1", "b\x1fc"),
+    ]  # fmt: skip
+    rows = pa.table({"raw:item": [a for a, _ in pairs], "raw:place": [b for _, b in pairs]})
+    keys = counters.joint_key(rows, feature, plan)
+    assert len({*keys}) == len(pairs)
+    final = pa.table({"joint_key": keys.tolist(), "value": pa.array(range(len(pairs)))})
+    table = counters.serving_table([final], feature, plan)
+    found = zip(table["item"].to_pylist(), table["place"].to_pylist(), strict=True)
+    values = dict(zip(found, table["key:value"].to_pylist(), strict=True))
+    assert values == {pair: number for number, pair in enumerate(pairs)}
+
+
+def test_a_reason_may_name_a_column_with_any_sign():
+    counts = {
+        "read.click": 9,
+        "bad.click\x1fa\x1fb is missing": 1,
+        "bad.click\x1fa\x1fc is missing": 2,
+    }
+    assert judge.tidy(counts)["bad_records"] == {
+        "a\x1fb is missing": 1,
+        "a\x1fc is missing": 2,
+    }
 
 
 # -------------------------------------------------------------------------------------- split
