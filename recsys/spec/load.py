@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
-from datetime import date, datetime
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from yaml.constructor import ConstructorError
 
 from recsys.errors import Fault, SpecError, UserError
 from recsys.spec.check import cross_check
@@ -21,19 +21,48 @@ Loc = tuple[str | int, ...]
 
 # The C parser is eight times as fast; PyYAML has it where libyaml was at hand.
 class YamlLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """PyYAML's safe loader, to which `1e-3` is a number, as it is in YAML 1.2."""
+    """PyYAML's safe loader with the numbers of YAML 1.2: `1e-3` is one, and `010` is ten.
+
+    Dates stay texts, of which the records make dates.
+    """
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """As PyYAML does it, with an error of its own for what a tag cannot be made of."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, AttributeError):
+            problem = f"{node.value!r} is no {_kind(node)}"
+            raise ConstructorError(None, None, problem, node.start_mark) from None
 
 
 class YamlDumper(yaml.SafeDumper):
-    """PyYAML's safe dumper, which quotes the text `1e-3`."""
+    """PyYAML's safe dumper, which quotes what `YamlLoader` or PyYAML's own would take for more."""
 
 
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_TIMESTAMP = "tag:yaml.org,2002:timestamp"
+_BASES = {"0o": 8, "0x": 16}
+
+YamlLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_INT, _TIMESTAMP)]
+    for first, resolvers in YamlLoader.yaml_implicit_resolvers.items()
+}
 for _each in (YamlLoader, YamlDumper):
     _each.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
+        _FLOAT,
         re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
         list("-+.0123456789"),
     )
+    _each.add_implicit_resolver(
+        _INT, re.compile(r"^([-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"), list("-+0123456789")
+    )
+YamlLoader.add_constructor(
+    _INT, lambda _, node: int(str(node.value), _BASES.get(str(node.value)[:2], 10))
+)
+
+
+def _kind(node: yaml.Node) -> str:
+    return str(node.tag).removeprefix("tag:yaml.org,2002:")
 
 
 def load(path: str | Path) -> Spec:
@@ -73,15 +102,15 @@ def loads(text: str, where: str = "spec") -> Spec:
     """
     try:
         root = yaml.compose(text, Loader=YamlLoader)
-        endless = None if root is None else _endless(where, root)
+        wrong = [] if root is None else list(_endless(where, root) or _Places(where, root).odd())
         # Built from the composed nodes, so that the text is parsed once.
-        tree = None if root is None or endless else YamlLoader("").construct_document(root)
+        tree = None if root is None or wrong else YamlLoader("").construct_document(root)
     except yaml.YAMLError as error:
         line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
         problem = getattr(error, "problem", None) or str(error)
         raise SpecError(where, [Fault(f"{where}:{line}", f"not valid YAML: {problem}")]) from None
-    if endless:
-        raise SpecError(where, [endless])
+    if wrong:
+        raise SpecError(where, wrong)
     if not isinstance(tree, dict) or root is None:
         raise SpecError(where, [Fault(f"{where}:1", "expected a mapping of sections")])
     places = _Places(where, root)
@@ -145,12 +174,6 @@ def _expand(tree: Any, path: Loc = ("",)) -> Any:
     return tree
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, datetime | date):
-        return value.isoformat()[:10]
-    raise TypeError(f"unexpected {type(value).__name__}")
-
-
 def _validate(tree: dict[str, Any], places: _Places) -> tuple[Spec | None, set[str], list[Fault]]:
     """The record, the names of faulty parts left out of it, and the faults.
 
@@ -162,14 +185,12 @@ def _validate(tree: dict[str, Any], places: _Places) -> tuple[Spec | None, set[s
     for attempt in range(3):
         try:
             # In JSON mode strict still reads lists as tuples and ISO text as dates.
-            return Spec.model_validate_json(json.dumps(tree, default=_plain)), broken, faults
+            return Spec.model_validate_json(json.dumps(tree)), broken, faults
         except ValidationError as error:
             items = [i for i in error.errors(include_url=False) if not _emptied(i, tree)]
             if attempt == 0:
                 faults = list(dict.fromkeys(places.fault(tuple(i["loc"]), _say(i)) for i in items))
             broken |= _take_out(tree, [tuple(item["loc"]) for item in items])
-        except TypeError as error:
-            return None, broken, [places.fault((), str(error))]
     return None, broken, faults
 
 
@@ -244,36 +265,47 @@ class _Places:
                     line = node.start_mark.line
         return Fault(f"{self._name}:{line + 1} {path.lstrip('.')}".rstrip(), message, line + 1)
 
-    def duplicates(self) -> Iterable[Fault]:
+    def duplicates(self) -> Iterator[Fault]:
         """Keys written twice in one mapping, which YAML would silently resolve to the last."""
+        for node, _ in self._parts():
+            seen: set[str] = set()
+            for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+                if key.value in seen:
+                    line = key.start_mark.line + 1
+                    yield Fault(
+                        f"{self._name}:{line} {key.value}",
+                        "this key stands twice in one mapping",
+                        line,
+                    )
+                seen.add(key.value)
+
+    def odd(self) -> Iterator[Fault]:
+        """Values of a kind that is none of a spec's, such as `!!set`."""
+        for node, loc in self._parts():
+            if _kind(node) in ("binary", "omap", "pairs", "set"):
+                yield self.fault(loc, f"a spec holds no {_kind(node)}; write it without the tag")
+
+    def _parts(self) -> Iterator[tuple[yaml.Node, Loc]]:
+        """Every value, with its place."""
         stack: list[tuple[yaml.Node, Loc]] = [(self._root, ())]
         while stack:
             node, loc = stack.pop()
+            yield node, loc
             if isinstance(node, yaml.MappingNode):
-                seen: set[str] = set()
-                for key, value in node.value:
-                    if key.value in seen:
-                        line = key.start_mark.line + 1
-                        yield Fault(
-                            f"{self._name}:{line} {key.value}",
-                            "this key stands twice in one mapping",
-                            line,
-                        )
-                    seen.add(key.value)
-                    stack.append((value, (*loc, key.value)))
+                stack += [(value, (*loc, key.value)) for key, value in node.value]
             elif isinstance(node, yaml.SequenceNode):
                 stack += [(value, (*loc, i)) for i, value in enumerate(node.value)]
 
 
-def _endless(name: str, root: yaml.Node) -> Fault | None:
-    """A part that stands in itself, by an alias of what it lies in."""
+def _endless(name: str, root: yaml.Node) -> list[Fault]:
+    """The first part that stands in itself, by an alias of what it lies in."""
     stack: list[tuple[yaml.Node, frozenset[int]]] = [(root, frozenset())]
     whole: set[int] = set()
     while stack:
         node, above = stack.pop()
         if id(node) in above:
             line = node.start_mark.line + 1
-            return Fault(f"{name}:{line}", "this part holds itself, by an alias", line)
+            return [Fault(f"{name}:{line}", "this part holds itself, by an alias", line)]
         if id(node) in whole or not isinstance(node, yaml.CollectionNode):
             continue
         whole.add(id(node))
@@ -281,7 +313,7 @@ def _endless(name: str, root: yaml.Node) -> Fault | None:
         pairs = isinstance(node, yaml.MappingNode)
         parts = [part for pair in node.value for part in pair] if pairs else node.value
         stack += [(part, own) for part in parts]
-    return None
+    return []
 
 
 def _named(node: yaml.SequenceNode, name: str) -> int | None:

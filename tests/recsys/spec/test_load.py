@@ -6,7 +6,7 @@ import pytest
 
 from recsys.errors import SpecError, UserError
 from recsys.spec import dumps, fingerprints, load, loads
-from recsys.spec.records import Quantiles, TimeSplit, Vocabulary
+from recsys.spec.records import ColumnLabel, Quantiles, TimeSplit, Vocabulary
 
 SPECS = sorted((Path(__file__).parents[3] / "infra" / "specs").glob("*.yaml"))
 
@@ -41,6 +41,22 @@ def test_a_number_may_have_an_exponent(number: str) -> None:
     # A text that looks like one stays a text.
     spec = loads(SHOP.replace("column: clicked", "column: '1e-3'"))
     assert loads(dumps(spec)) == spec and spec.tasks[0].label.column == "1e-3"
+
+
+@pytest.mark.parametrize(
+    ("number", "value"), [("010", 10), ("08", 8), ("+7", 7), ("0x1f", 31), ("0o17", 15)]
+)
+def test_whole_numbers_are_those_of_yaml_1_2(number: str, value: int) -> None:
+    assert loads(f"{SHOP}model: {{dim: {number}}}\n").model.dim == value
+    spec = loads(SHOP.replace("column: clicked", f"column: '{number}'"))
+    assert loads(dumps(spec)) == spec and spec.tasks[0].label == ColumnLabel(column=number)
+
+
+@pytest.mark.parametrize("text", ["12:30", "1_000", "2026-01-01", "2026-01-01T00:00:00Z"])
+def test_what_is_no_value_of_yaml_1_2_is_a_text(text: str) -> None:
+    assert loads(SHOP.replace("column: clicked", f"column: {text}")).tasks[0].label == ColumnLabel(
+        column=text
+    )
 
 
 def test_short_forms_are_the_long_ones() -> None:
@@ -174,6 +190,15 @@ def test_a_name_that_dangles_since_its_record_is_faulty_is_no_second_fault() -> 
          "separator", "at least 1 character"),
         (("encode: vocabulary}", "encode: {kind: vocabulary, combiner: sum}}"),
          "encode.combiner", "set encode.max_length"),
+        (("name: shop", "name: shop\nmodel: !!set {dim, members}"), "shop.yaml:3 model", "no set"),
+        (("name: shop", "name: shop\nmodel: {shared: [8, !!binary aGVsbG8=]}"),
+         "shop.yaml:3 model.shared[1]", "no binary"),
+        (("name: shop", "name: shop\nmodel: {dim: !!int x}"), "shop.yaml:3", "'x' is no int"),
+        (("{validation: 0.1, test: 0.1}", "{train_to: 2026-02-30, validation_to: 2026-03-05}"),
+         "shop.yaml:7 data.split.train_to", "valid date"),
+        (("{validation: 0.1, test: 0.1}",
+          "{train_to: 2026-02-03T23:59:59-08:00, validation_to: 2026-03-05}"),
+         "shop.yaml:7 data.split.train_to", "valid date"),
         (("name: shop", "name: shop\nmodel: &all {shared: [*all]}"), "", "holds itself"),
     ],
 )  # fmt: skip
