@@ -9,6 +9,7 @@ from typing import Any
 from recsys.spec.names import is_argument
 from recsys.spec.records import ActionLabel, ColumnLabel, Feature, FractionSplit, Spec
 from recsys.spec.schema import (
+    LIST_SEPARATOR,
     RESERVED,
     SCORE,
     conditional_name,
@@ -58,6 +59,7 @@ def _names(spec: Spec) -> Iterator[Finding]:
 
 def _features(spec: Spec) -> Iterator[Finding]:
     yield from _columns(spec)
+    yield from _parts(spec)
     widths: dict[str, tuple[str, int | None]] = {}
     first: dict[str, tuple[str, dict[str, Any]]] = {}
     for feature in spec.features:
@@ -175,13 +177,43 @@ def _columns(spec: Spec) -> Iterator[Finding]:
                 "",
             )
     for feature in spec.features:
-        for name in feature.encode.by if feature.encode.kind == "counter" else ():
+        by = feature.encode.by if feature.encode.kind == "counter" else ()
+        for name, count in Count(by).items():
+            if count > 1:
+                yield (
+                    ("features", feature.name, "encode", "by"),
+                    f"{name!r} stands here {count} times",
+                    "",
+                )
             if name in computed:
                 yield (
                     ("features", feature.name, "encode", "by"),
                     f"{name!r} is a {computed[name]}; count by columns of the logs or tables",
                     "",
                 )
+
+
+def _parts(spec: Spec) -> Iterator[Finding]:
+    """A column is one text for all features: a list with one separator, or a single value."""
+    first: dict[str, tuple[str, str | None]] = {}
+    for feature in spec.features:
+        if _is_computed(feature):
+            continue
+        mark = (feature.separator or LIST_SEPARATOR) if feature.is_list else None
+        reads = [(feature.raw, ("column",)), (weights_of(feature) or "", ("encode", "weights"))]
+        for column, field in reads if weights_of(feature) else reads[:1]:
+            name, theirs = first.setdefault(column, (feature.name, mark))
+            if mark != theirs:
+                yield (
+                    ("features", feature.name, *field),
+                    f"{name!r} reads {column!r} as {_said(theirs)}, and {feature.name!r} as "
+                    f"{_said(mark)}: read it alike, or have it in the file under two names",
+                    "",
+                )
+
+
+def _said(separator: str | None) -> str:
+    return "a single value" if separator is None else f"a list with {separator!r} between its parts"
 
 
 def _is_computed(feature: Feature) -> bool:
@@ -305,6 +337,17 @@ def _answers(spec: Spec) -> Iterator[Finding]:
 
 def _data(spec: Spec) -> Iterator[Finding]:
     data, split = spec.data, spec.data.split
+    keys = data.keys
+    if keys.item == keys.user:
+        yield ("data", "keys", "item"), f"{keys.item!r} is the column of the user's id too", ""
+    for owner in ("user", "item"):
+        if keys.impression == getattr(keys, owner):
+            yield (
+                ("data", "keys", "impression"),
+                f"{keys.impression!r} is the column of the {owner}'s id, which many impressions "
+                "have; name the impression's own, or none",
+                "",
+            )
     if data.duplicates == "keep" and data.keys.impression is not None:
         yield (
             ("data", "duplicates"),

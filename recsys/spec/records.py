@@ -7,18 +7,31 @@ that was measured (see docs/benchmarks.md) or the field's usual one.
 from __future__ import annotations
 
 import re
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=100)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Text = Annotated[str, Field(min_length=1)]
 Positive = Annotated[int, Field(gt=0)]
+Rows = Annotated[int, Field(gt=0, lt=2**31 - 2)]
+"""A number of values or of table rows, which ids of 32 bits can tell apart."""
+Length = Annotated[int, Field(gt=0, le=100_000)]
+"""Values of a list, of which each row holds as many, with padding."""
 Widths = Annotated[tuple[Positive, ...], Field(min_length=1)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 
-_DURATION = re.compile(r"^(\d+)\s*(s|m|h|d)$")
+_DURATION = re.compile(r"0*([1-9][0-9]{0,8})\s*(s|m|h|d)")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -40,7 +53,7 @@ class Record(BaseModel):
 class TimeColumn(Record):
     """A column that says when: epoch numbers or text, in UTC where no zone is given."""
 
-    column: str
+    column: Text
     """Name of the column."""
     unit: Literal["s", "ms", "us", "ns", "iso"] = "iso"
     """Unit of epoch numbers, or `iso` for ISO 8601 text; not used for date and timestamp columns of
@@ -48,11 +61,31 @@ class TimeColumn(Record):
     format: str | None = None
     """Pattern of the text, such as `%d/%m/%Y %H:%M`, in place of `unit`."""
 
+    @field_validator("format")
+    @classmethod
+    def _pattern(cls, value: str | None) -> str | None:
+        if value is None:
+            return value
+        example = datetime(2026, 7, 2, 3, 4, 5, tzinfo=UTC)
+        try:
+            found = datetime.strptime(example.strftime(value), value)
+        except (ValueError, re.error) as error:
+            raise ValueError(f"expected a pattern such as %d/%m/%Y %H:%M ({error})") from None
+        if (found.year, found.month) != (example.year, example.month):
+            raise ValueError("expected a pattern of a whole date, such as %d/%m/%Y %H:%M")
+        return value
+
+    @model_validator(mode="after")
+    def _unit_or_format(self) -> TimeColumn:
+        if self.format is not None and self.unit != "iso":
+            raise ValueError("unit is of numbers, and format of text: give one of the two")
+        return self
+
 
 class Log(Record):
     """A log: what happened, one row an event."""
 
-    path: str
+    path: Text
     """File, folder or glob below the input folder; CSV, TSV or Parquet by its ending."""
     time: TimeColumn | None = None
     """When its events happened; required of action logs, and refused for the impressions, which
@@ -62,9 +95,9 @@ class Log(Record):
 class Table(Record):
     """A table of users or items, one row a key, joined to the impressions."""
 
-    path: str
+    path: Text
     """File, folder or glob below the input folder; CSV, TSV or Parquet by its ending."""
-    key: str
+    key: Text
     """Column of the user or item ids; of rows with the same id, only the first is used."""
     prefix: str = ""
     """Put before the names of the table's other columns, where those of another file are the same:
@@ -83,14 +116,14 @@ class Tables(Record):
 class Keys(Record):
     """Columns of the impression log that identify things."""
 
-    user: str
+    user: Text
     """Column of the user's id; a row without one is a bad record."""
-    item: str
+    item: Text
     """Column of the item's id; a row without one is a bad record."""
-    request: str | None = None
+    request: Text | None = None
     """Column that says which impressions were shown together, for ranking losses and for a split by
     fraction."""
-    impression: str | None = None
+    impression: Text | None = None
     """Column of the impression's own id, by which action logs are joined; it has the same name in
     them."""
 
@@ -145,7 +178,7 @@ class Data(Record):
     """What becomes of impressions that equal another in every column; of those with a time of day,
     in every column that is read. `keep` them where rows have neither an id nor a time of day, and
     equal ones are impressions of their own."""
-    weight: str | None = None
+    weight: Text | None = None
     """Column of the impression log with how much a row counts in training, a number of at least 0;
     none: all count alike. Metrics and calibration count all rows alike."""
     max_rows: Positive | None = None
@@ -160,18 +193,18 @@ class Vocabulary(Record):
 
     kind: Literal["vocabulary"] = "vocabulary"
     """Chooses this encoding."""
-    min_count: Positive = 1
+    min_count: Rows = 1
     """Occurrences in the training rows from which a value has an embedding of its own."""
-    top_k: Positive | None = None
+    top_k: Rows | None = None
     """Most values with embeddings of their own, the most frequent first; none: no limit."""
-    oov_buckets: Positive = 1
+    oov_buckets: Rows = 1
     """Embeddings that all other values share, each value one of them by its hash."""
-    max_length: Positive | None = None
+    max_length: Length | None = None
     """Reads the column as a list, of which the first so many values are used; none: a single
     value."""
     combiner: Literal["mean", "sum"] = "mean"
     """How the embeddings of a list are joined into one."""
-    weights: str | None = None
+    weights: Text | None = None
     """Column with a list of numbers, one for each part of this list that is not blank, by which
     `mean` and `sum` weigh the parts; a missing one is 1, a negative one 0. None: all parts count
     alike."""
@@ -186,12 +219,12 @@ class Hash(Record):
     """Rows of the embedding table, without the one for missing values."""
     hashes: Annotated[int, Field(ge=1, le=4)] = 1
     """Rows that are summed for one value, so that few values have the same embedding."""
-    max_length: Positive | None = None
+    max_length: Length | None = None
     """Reads the column as a list, of which the first so many values are used; none: a single
     value."""
     combiner: Literal["mean", "sum"] = "mean"
     """How the embeddings of a list are joined into one."""
-    weights: str | None = None
+    weights: Text | None = None
     """Column with a list of numbers, one for each part of this list that is not blank, by which
     `mean` and `sum` weigh the parts; a missing one is 1, a negative one 0. None: all parts count
     alike."""
@@ -248,7 +281,7 @@ class History(Record):
     action: str | None = None
     """Task that must have happened on an impression for its item to be listed; none: all items
     shown."""
-    max_length: Positive = 20
+    max_length: Length = 20
     """Most items that are listed."""
 
 
@@ -261,7 +294,7 @@ class Counter(Record):
 
     kind: Literal["counter"] = "counter"
     """Chooses this encoding."""
-    by: Annotated[tuple[str, ...], Field(min_length=1)]
+    by: Annotated[tuple[Text, ...], Field(min_length=1)]
     """Features, or columns of the impression log, whose values must be equal for an impression to
     be counted."""
     task: str | None = None
@@ -295,7 +328,7 @@ class Feature(Record):
     """How the value is given to the network."""
     column: str = ""
     """Column that holds the value; none: the one named like the feature."""
-    separator: Annotated[str, Field(min_length=1)] | None = None
+    separator: Text | None = None
     """Text between the values of a list; none: a comma."""
     table: Name | Literal[""] = ""
     """Name of the embedding table, for several features to share one; none: the feature's name."""
@@ -328,7 +361,7 @@ class Feature(Record):
 class ColumnLabel(Record):
     """The label is a column of the impression log."""
 
-    column: str
+    column: Text
     """The column: 0 or 1, or any number for a regression."""
 
 
@@ -343,16 +376,27 @@ class ActionLabel(Record):
     @field_validator("within")
     @classmethod
     def _duration(cls, value: str) -> str:
-        if not _DURATION.match(value):
-            raise ValueError("expected a duration such as 30m, 24h or 7d")
+        if not _DURATION.fullmatch(value):
+            raise ValueError("expected a duration above 0 such as 30m, 24h or 7d")
         return value
 
     @property
     def within_seconds(self) -> int:
         """The attribution window in seconds."""
-        match = _DURATION.match(self.within)
+        match = _DURATION.fullmatch(self.within)
         assert match is not None
         return int(match.group(1)) * _SECONDS[match.group(2)]
+
+
+def _label_kind(value: Any) -> str:
+    by_action = "action" in value if isinstance(value, dict) else isinstance(value, ActionLabel)
+    return "ActionLabel" if by_action else "ColumnLabel"
+
+
+Label = Annotated[
+    Annotated[ColumnLabel, Tag("ColumnLabel")] | Annotated[ActionLabel, Tag("ActionLabel")],
+    Discriminator(_label_kind),
+]
 
 
 class Bce(Record):
@@ -437,7 +481,7 @@ class Task(Record):
 
     name: Name
     """Name of the task and of its answer, unlike those of all others."""
-    label: ColumnLabel | ActionLabel
+    label: Label
     """What counts as a positive, or the number to predict."""
     given: str | None = None
     """Task that must happen first, as a click before an order; where it did not, the label is set

@@ -199,6 +199,43 @@ def test_a_name_that_dangles_since_its_record_is_faulty_is_no_second_fault() -> 
         (("{validation: 0.1, test: 0.1}",
           "{train_to: 2026-02-03T23:59:59-08:00, validation_to: 2026-03-05}"),
          "shop.yaml:7 data.split.train_to", "valid date"),
+        (("unit: s}", "unit: s, format: '%Y%m%d'}"), "data.time", "give one of the two"),
+        (("unit: s}", "format: '%Y/%m/%Q'}"), "data.time.format", "'Q' is a bad directive"),
+        (("unit: s}", "format: '%'}"), "data.time.format", "stray %"),
+        (("unit: s}", "format: '%s'}"), "data.time.format", "a pattern such as %d/%m/%Y"),
+        (("unit: s}", "format: ''}"), "data.time.format", "a whole date"),
+        (("unit: s}", "format: '%d %d'}"), "data.time.format", "a pattern such as"),
+        (("unit: s}", "format: '%H:%M'}"), "data.time.format", "a whole date"),
+        (("unit: s}", "format: '%Y week %U'}"), "data.time.format", "a whole date"),
+        (("encode: vocabulary}", "encode: {kind: vocabulary, oov_buckets: 3000000000}}"),
+         "oov_buckets", "less than"),
+        (("encode: vocabulary}", f"encode: {{kind: vocabulary, min_count: {10**23}}}}}"),
+         "min_count", "less than"),
+        (("encode: vocabulary}", f"encode: {{kind: hash, buckets: 9, max_length: {10**12}}}}}"),
+         "max_length", "less than"),
+        (("- {name: price,", "- {name: a, owner: item, column: tags, encode: {kind: vocabulary, "
+          "max_length: 3}}\n- {name: b, owner: item, column: tags, separator: '|', "
+          "encode: {kind: vocabulary, max_length: 3}}\n- {name: price,"),
+         "features[b].column", "as a list with ',' between its parts, and 'b' as a list with '|'"),
+        (("- {name: price,", "- {name: a, owner: item, column: tags, encode: {kind: vocabulary, "
+          "max_length: 3}}\n- {name: b, owner: item, column: tags, encode: vocabulary}\n"
+          "- {name: price,"),
+         "features[b].column", "between its parts, and 'b' as a single value"),
+        (("- {name: price,", "- {name: a, owner: item, column: tags, separator: '|', encode: "
+          "{kind: vocabulary, max_length: 3, weights: w}}\n- {name: b, owner: item, column: w, "
+          "encode: numeric}\n- {name: price,"),
+         "features[b].column", "'a' reads 'w' as a list"),
+        (("item: item,", "item: user,"), "data.keys.item", "'user' is the column of the user's"),
+        (("request: session", "impression: item"), "data.keys.impression", "of the item's id"),
+        (("{user: user,", "{user: '',"), "data.keys.user", "at least 1 character"),
+        (("impressions: log.csv", "impressions: {path: ''}"), "impressions.path", "at least 1"),
+        (("{column: clicked}", "{column: ''}"), "label", "at least 1 character"),
+        (("quantiles, buckets: 5", "counter, by: [item, item], task: buy"),
+         "features[price].encode.by", "'item' stands here 2 times"),
+        (("quantiles, buckets: 5", "counter, by: [''], task: buy"), "encode.by[0]", "at least 1"),
+        (("{column: clicked}", "{action: click, within: 0s}"), "within", "above 0"),
+        (("{column: clicked}", '{action: click, within: "1h\\n"}'), "within", "above 0"),
+        (("{column: clicked}", "{action: click, within: 99999999999999999d}"), "within", "above"),
         (("name: shop", "name: shop\nmodel: &all {shared: [*all]}"), "", "holds itself"),
     ],
 )  # fmt: skip
@@ -214,6 +251,29 @@ def test_a_column_of_a_table_may_have_the_name_of_a_label() -> None:
     text = text.replace("name: price,", "name: clicked,")
     assert loads(text.replace("TABLE", "{path: items.csv, key: item}"))
     assert "features[clicked].column" in str(faults_of(text.replace("item: TABLE", "")))
+
+
+@pytest.mark.parametrize(
+    "format",
+    ["%d/%m/%Y %H:%M", "%Y%m%d", "%d-%b-%y", "%Y-%j", "%G-%V-%u", "%Y-%m-%dT%H:%M:%S.%f%z",
+     "%a %b %d %H:%M:%S %Z %Y", "%I:%M %p, %x", "%m/%Y", "100%% %Y-%m-%d"],
+)  # fmt: skip
+def test_a_pattern_of_a_date_is_taken(format: str) -> None:
+    assert loads(SHOP.replace("unit: s}", f"format: '{format}'}}")).data.time is not None
+
+
+@pytest.mark.parametrize(
+    ("label", "place"),
+    [
+        ("{column: ''}", "column"),
+        ("{action: click, within: soon}", "within"),
+        ("{action: click, column: clicked}", "column"),
+    ],
+)
+def test_a_fault_of_a_label_is_told_of_its_own_kind_alone(label: str, place: str) -> None:
+    assert list(faults_of(SHOP.replace("{column: clicked}", label))) == [
+        f"shop.yaml:14 tasks[0].label.{place}"
+    ]
 
 
 @pytest.mark.parametrize(
