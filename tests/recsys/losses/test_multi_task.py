@@ -280,12 +280,37 @@ def test_negative_sampling_leaves_the_full_rate_as_optimum() -> None:
 
 
 def test_ranking_term_is_added_on_the_score_of_the_product() -> None:
-    plain = run([CLICK, TaskLoss("conversion", "click")], LABELS, LOGITS)["conversion"]
+    labels = {"click": [1, 1], "conversion": [1, 0]}
+    logits = {"click": [logit(0.5), logit(0.9)], "conversion": [logit(0.2)] * 2}
+    plain = run([CLICK, TaskLoss("conversion", "click")], labels, logits)["conversion"]
     task = TaskLoss("conversion", "click", ranking="pairwise", ranking_weight=0.5)
-    out = run([CLICK, task], LABELS, LOGITS, groups=tf.constant([1, 1, 1]))["conversion"]
-    assert out == pytest.approx(plain + 0.5 * math.log(2), rel=1e-5)
+    out = run([CLICK, task], labels, logits, groups=tf.constant([1, 1]))["conversion"]
+    # Click and conversion at once have odds of .1 / .9 and .18 / .82; those of a conversion given
+    # a click are equal, and would give log 2.
+    assert out == pytest.approx(plain + 0.5 * math.log(122 / 41), rel=1e-5)
     with pytest.raises(ValueError, match="groups"):
-        run([CLICK, task], LABELS, LOGITS)
+        run([CLICK, task], labels, logits)
+
+
+def test_ranking_term_weighs_by_the_inverse_propensity() -> None:
+    task = TaskLoss(
+        "conversion",
+        "click",
+        "observed",
+        inverse_propensity=True,
+        ranking="listwise",
+        ranking_weight=0.5,
+    )
+    out = run(
+        [CLICK, task],
+        {"click": [1, 1], "conversion": [1, 0]},
+        {"click": [logit(0.5), logit(0.25)], "conversion": [0.0, 0.0]},
+        groups=tf.constant([1, 1]),
+    )
+    # Weights are 1 / .5 and 1 / .25: the rows give (2 + 4) log 2 over both, and in the group each
+    # row like the positive is one of 2 + 4.
+    expected = (2 + 4) / 2 * math.log(2) + 0.5 * math.log(2 + 4)
+    assert out["conversion"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(
