@@ -15,7 +15,7 @@ from recsys.layers.checks import (
     require_positive,
     require_rank,
 )
-from recsys.layers.precision import add_bias, masked_softmax, read_weight
+from recsys.layers.precision import add_bias, read_weight
 
 
 @tf_keras.utils.register_keras_serializable(package="recsys")
@@ -25,13 +25,12 @@ class TargetAttention(tf_keras.layers.Layer):
     Each weight is a small network of ``[q, k, q - k, q * k]``. Its first layer is split
     into the parts for ``q``, ``k`` and ``q * k`` (that for ``q - k`` is a combination of
     the first two), so that the fourfold input is never built. Memory is linear in the
-    length of the history. Zhou et al. 2018, https://arxiv.org/abs/1706.06978.
+    length of the history. Weights are not normalized over it, which keeps the intensity of
+    interest. Zhou et al. 2018, https://arxiv.org/abs/1706.06978.
 
     Args:
       hidden: widths of the network's hidden layers, at least one.
       activation: of the hidden layers.
-      softmax: whether weights are normalized over the history. ``False`` keeps the
-        intensity of interest, as in the paper.
       recompute: whether to recompute the network in the backward pass, in training.
 
     Call arguments:
@@ -55,7 +54,6 @@ class TargetAttention(tf_keras.layers.Layer):
         self,
         hidden: Sequence[int] = (64,),
         activation: Any = "relu",
-        softmax: bool = False,
         recompute: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -64,7 +62,6 @@ class TargetAttention(tf_keras.layers.Layer):
         if not self.hidden:
             raise ValueError("TargetAttention requires at least one hidden width, received none.")
         self.activation = tf_keras.activations.get(activation)
-        self.softmax = bool(softmax)
         self.recompute = bool(recompute)
 
     def build(self, input_shape: Any) -> None:
@@ -111,7 +108,9 @@ class TargetAttention(tf_keras.layers.Layer):
 
         def attend(query: tf.Tensor, keys: tf.Tensor, *weights: tf.Tensor) -> tf.Tensor:
             scores = self._scores(query, keys, weights)
-            return tf.linalg.matvec(keys, self._shares(scores, valid), transpose_a=True)
+            if valid is not None:
+                scores = tf.where(valid, scores, tf.zeros_like(scores))
+            return tf.linalg.matvec(keys, scores, transpose_a=True)
 
         forward = tf.recompute_grad(attend) if self.recompute and training else attend
         weights = [read_weight(w, self.compute_dtype) for w in [*self.kernels, *self.biases]]
@@ -122,7 +121,6 @@ class TargetAttention(tf_keras.layers.Layer):
             **super().get_config(),
             "hidden": list(self.hidden),
             "activation": tf_keras.activations.serialize(self.activation),
-            "softmax": self.softmax,
             "recompute": self.recompute,
         }
 
@@ -140,8 +138,3 @@ class TargetAttention(tf_keras.layers.Layer):
             if index < len(self.hidden):
                 x = self.activation(x)
         return tf.reshape(x, [-1, length])
-
-    def _shares(self, scores: tf.Tensor, valid: tf.Tensor | None) -> tf.Tensor:
-        if not self.softmax:
-            return scores if valid is None else tf.where(valid, scores, tf.zeros_like(scores))
-        return masked_softmax(scores, valid)

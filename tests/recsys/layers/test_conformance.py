@@ -145,10 +145,8 @@ CASES = [
         True,
     ),
     Case(
-        "target_softmax",
-        lambda **kw: layers.TargetAttention(
-            activation="sigmoid", softmax=True, recompute=True, **kw
-        ),
+        "target_recomputed",
+        lambda **kw: layers.TargetAttention(activation="sigmoid", recompute=True, **kw),
         (floats(3, 4), floats(3, 5, 4), MASK),
         training=True,
     ),

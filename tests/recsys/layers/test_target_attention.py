@@ -39,9 +39,8 @@ def test_equals_the_network_on_the_fourfold_input(hidden):
     np.testing.assert_allclose(actual, naive(ordered, query, keys, valid), rtol=1e-10)
 
 
-@pytest.mark.parametrize("softmax", [False, True])
-def test_padding_changes_nothing_and_an_empty_history_gives_zeros(softmax):
-    layer = TargetAttention(softmax=softmax)
+def test_padding_changes_nothing_and_an_empty_history_gives_zeros():
+    layer = TargetAttention()
     query, keys = tf.random.normal([2, 4]), tf.random.normal([2, 3, 4])
     padded = tf.concat([keys, tf.fill([2, 2, 4], 1e6)], axis=1)
     valid = tf.constant([[True] * 3 + [False] * 2] * 2)
@@ -53,12 +52,6 @@ def test_padding_changes_nothing_and_an_empty_history_gives_zeros(softmax):
     for grad in tape.gradient(output, [query, padded]):
         np.testing.assert_array_equal(grad, tf.zeros_like(grad))
     assert layer(query, keys[:, :0]).numpy().tolist() == [[0.0] * 4] * 2
-
-
-def test_softmax_is_an_average_of_the_history():
-    layer = TargetAttention(softmax=True)
-    keys = tf.constant([[[1.0, 2.0]] * 3])
-    np.testing.assert_allclose(layer(tf.ones([1, 2]), keys), [[1.0, 2.0]], rtol=1e-6)
 
 
 def test_recomputed_gradient_is_the_same():
