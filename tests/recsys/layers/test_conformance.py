@@ -1,5 +1,6 @@
 """What every layer promises: saving, graph mode, gradients, precision, clear errors."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,19 +30,32 @@ MASK = np.array([[1, 1, 1, 0, 0], [1, 0, 1, 1, 1], [0, 0, 0, 0, 0]], bool)
 
 @dataclass
 class Case:
-    """One layer in one configuration, its arguments, and arguments that it must refuse."""
+    """One layer in one configuration, its arguments, and arguments that it must refuse.
+
+    With each of these goes what the layer says that it requires instead.
+    """
 
     name: str
     make: Callable[..., Any]
     inputs: tuple[Any, ...]
-    bad: list[tuple[Any, ...]] = field(default_factory=list)
+    bad: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
     training: bool = False  # whether the call takes `training`
     trained: dict[str, Any] = field(default_factory=dict)  # further arguments in training
 
 
 SEED = np.array([3, 4], "int32")
-BAD_MATRIX = [(floats(3),), (floats(3, 4, 4),), (np.ones([3, 4], "int32"),)]
-BAD_CUBE = [(floats(3, 4),), (np.ones([3, 4, 4], "int32"),)]
+BAD_MATRIX = [
+    ("`x` of shape", (floats(3),)),
+    ("`x` of shape", (floats(3, 4, 4),)),
+    ("a floating-point `x`", (np.ones([3, 4], "int32"),)),
+]
+
+
+def bad_cube(name):
+    return [
+        (f"`{name}` of shape", (floats(3, 4),)),
+        (f"a floating-point `{name}`", (np.ones([3, 4, 4], "int32"),)),
+    ]
 
 
 def gated(**kw):
@@ -61,7 +75,10 @@ CASES = [
         "gated_dense",
         lambda **kw: layers.GatedDense(4, activation="tanh", **kw),
         (floats(3, 5),),
-        [(floats(3),), (np.ones([3, 5], "int32"),)],
+        [
+            ("`x` of shape", (floats(3),)),
+            ("a floating-point `x`", (np.ones([3, 5], "int32"),)),
+        ],
     ),
     Case(
         "gated_dense_cube",
@@ -77,14 +94,23 @@ CASES = [
         True,
         {"seed": SEED},
     ),
-    Case("fm", lambda **kw: layers.PairwiseInteraction(**kw), (floats(3, 4, 5),), BAD_CUBE),
+    Case(
+        "fm",
+        lambda **kw: layers.PairwiseInteraction(**kw),
+        (floats(3, 4, 5),),
+        bad_cube("embeddings"),
+    ),
     Case(
         "fused",
         lambda **kw: layers.FusedEmbedding(
             {"user": 5, "item": 3}, 4, fields=["user", "item", "user"], stddev=1.0, **kw
         ),
         (ids(6, 3),),
-        [(floats(6, 3),), (ids(6),), (ids(6, 2),)],
+        [
+            ("an integer `fields`", (floats(6, 3),)),
+            ("`fields` of shape", (ids(6),)),
+            ("one column for each of its 3 fields", (ids(6, 2),)),
+        ],
         True,
     ),
     Case(
@@ -99,24 +125,27 @@ CASES = [
             **kw,
         ),
         ({"fields": ids(3, 2), "lists": {"history": ids(3, 5)}},),
-        [({"field": ids(3, 2)},), ({"lists": {"unknown": ids(3, 5)}},)],
+        [
+            ("a dictionary with the keys 'fields'", ({"field": ids(3, 2)},)),
+            ("lists among ['history']", ({"lists": {"unknown": ids(3, 5)}},)),
+        ],
         True,
     ),
     Case(
         "piecewise",
         lambda **kw: layers.PiecewiseLinearEmbedding(4, activation="tanh", **kw),
         (np.clip(floats(3, 2, 5), 0, 1),),
-        BAD_CUBE,
+        bad_cube("encodings"),
     ),
     Case(
         "interactions",
         interactions,
         ((floats(3, 4, 2), floats(3, 2)),),
         [
-            (floats(3, 4, 2),),
-            ((floats(3, 4), floats(3, 2)),),
-            ((floats(3, 4, 2), floats(3)),),
-            ((np.ones([3, 4, 2], "int32"), floats(3, 2)),),
+            ("the pair (embeddings, dense)", (floats(3, 4, 2),)),
+            ("`embeddings` of shape", ((floats(3, 4), floats(3, 2)),)),
+            ("`dense` of shape", ((floats(3, 4, 2), floats(3)),)),
+            ("a floating-point `embeddings`", ((np.ones([3, 4, 2], "int32"), floats(3, 2)),)),
         ],
     ),
     Case(
@@ -124,23 +153,23 @@ CASES = [
         lambda **kw: layers.SideMatch(TASKS, **kw),
         ((floats(3, 4), floats(3, 4)),),
         [
-            (floats(3, 4),),
-            ((floats(3, 4), floats(3, 5)),),
-            ((floats(3, 4), floats(3)),),
-            ((np.ones([3, 4], "int32"), floats(3, 4)),),
+            ("the pair (left, right)", (floats(3, 4),)),
+            ("`left` and `right` of one width", ((floats(3, 4), floats(3, 5)),)),
+            ("`right` of shape", ((floats(3, 4), floats(3)),)),
+            ("a floating-point `left`", ((np.ones([3, 4], "int32"), floats(3, 4)),)),
         ],
     ),
     Case("cross", lambda **kw: layers.CrossNetwork(3, **kw), (floats(3, 4),), BAD_MATRIX),
-    Case("dot", lambda **kw: layers.DotProducts(**kw), (floats(3, 4, 2),), BAD_CUBE),
+    Case("dot", lambda **kw: layers.DotProducts(**kw), (floats(3, 4, 2),), bad_cube("embeddings")),
     Case(
         "target",
         lambda **kw: layers.TargetAttention((6, 3), activation="tanh", **kw),
         (floats(3, 4), floats(3, 5, 4), MASK),
         [
-            (floats(3), floats(3, 5, 4), MASK),
-            (floats(3, 4), floats(3, 4), MASK),
-            (floats(3, 4), floats(3, 5, 4), MASK.astype("int32")),
-            (np.ones([3, 4], "int32"), floats(3, 5, 4), MASK),
+            ("`query` of shape", (floats(3), floats(3, 5, 4), MASK)),
+            ("`keys` of shape", (floats(3, 4), floats(3, 4), MASK)),
+            ("a bool `valid`", (floats(3, 4), floats(3, 5, 4), MASK.astype("int32"))),
+            ("a floating-point `query`", (np.ones([3, 4], "int32"), floats(3, 5, 4), MASK)),
         ],
         True,
     ),
@@ -154,7 +183,11 @@ CASES = [
         "local",
         lambda **kw: layers.LocalSelfAttention(heads=2, window=2, **kw),
         (floats(3, 5, 4), MASK),
-        [(floats(3, 5), MASK), (floats(3, 5, 4), MASK[0]), (np.ones([3, 5, 4], "int32"), MASK)],
+        [
+            ("`x` of shape", (floats(3, 5), MASK)),
+            ("`valid` of shape", (floats(3, 5, 4), MASK[0])),
+            ("a floating-point `x`", (np.ones([3, 5, 4], "int32"), MASK)),
+        ],
         True,
     ),
     Case(
@@ -195,12 +228,20 @@ CASES = [
         "position",
         lambda **kw: layers.PositionTower(4, TASKS, **kw),
         (np.array([0, 3, -1, 9, 1], "int32"),),
-        [(floats(3),), (ids(3, 2),)],
+        [
+            ("an integer `positions`", (floats(3),)),
+            ("`positions` of shape", (ids(3, 2),)),
+        ],
         True,
     ),
 ]
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+every_case_of_floats = pytest.mark.parametrize(
+    "case",
+    [case for case in CASES if any(x.dtype == np.float32 for x in tf.nest.flatten(case.inputs))],
+    ids=lambda case: case.name,
+)
 
 
 def tensors(value: Any) -> Any:
@@ -309,6 +350,7 @@ def test_gradient_against_numeric_differences(case):
     measure = tf.function(loss)
     rng = np.random.default_rng(0)
     for source, grad in zip(sources, gradients(), strict=True):
+        assert np.any(grad), source.name
         start = source.numpy()
         for _ in range(3):
             direction = rng.normal(size=start.shape)
@@ -336,7 +378,7 @@ def with_floats(case: Case, change: Callable[[np.ndarray], np.ndarray]) -> Any:
 
 
 @pytest.mark.parametrize("size", [1e4, -1e4, 0.0])
-@every_case
+@every_case_of_floats
 def test_hostile_numbers_give_finite_answers_and_gradients(case, size):
     layer = build(case)
     inputs = with_floats(case, lambda x: size * np.sign(x))
@@ -352,16 +394,15 @@ def test_hostile_numbers_give_finite_answers_and_gradients(case, size):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-@every_case
+@every_case_of_floats
 def test_a_row_that_is_no_number_spoils_no_other(case, bad):
     layer = build(case)
     inputs = with_floats(case, lambda x: np.concatenate([np.full_like(x[:1], bad), x[1:]]))
     rest = [out[1:] for out in tf.nest.flatten(layer(*tensors(case.inputs)))]
     found = tf.nest.flatten(layer(*inputs))
     assert_same([out[1:] for out in found], rest)
-    if any(x.dtype.is_floating for x in tf.nest.flatten(inputs)):
-        # Nor is it hidden: training would otherwise go on from a number that means nothing.
-        assert not all(np.isfinite(out[0]).all() for out in found)
+    # Nor is it hidden: training would otherwise go on from a number that means nothing.
+    assert not all(np.isfinite(out[0]).all() for out in found)
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
@@ -406,23 +447,23 @@ def test_gradients_of_thousands_of_rows_are_near_in_mixed_precision(case, policy
         gradients = tape.gradient(loss, each.trainable_weights)
         found.append([tf.convert_to_tensor(gradient) for gradient in gradients])
     for weight, full, half in zip(exact.trainable_weights, *found, strict=True):
+        assert np.any(full), weight.name
         error = np.linalg.norm(half - full) / np.linalg.norm(full)
         assert error < 0.2 or np.linalg.norm(full) < 1e-3, (weight.name, error)
 
 
 @pytest.mark.parametrize(
-    ("case", "arguments"),
+    ("case", "required", "arguments"),
     [
-        pytest.param(case, bad, id=f"{case.name}-{index}")
+        pytest.param(case, *bad, id=f"{case.name}-{index}")
         for case in CASES
         for index, bad in enumerate(case.bad)
     ],
 )
-def test_wrong_rank_or_dtype_is_refused(case, arguments):
-    with pytest.raises(ValueError, match="requires"):
-        case.make()(*tensors(arguments))
-    with pytest.raises(ValueError, match="requires"):
-        build(case)(*tensors(arguments))
+def test_wrong_rank_or_dtype_is_refused(case, required, arguments):
+    for layer in (case.make(), build(case)):
+        with pytest.raises(ValueError, match=re.escape(f"requires {required}")):
+            layer(*tensors(arguments))
 
 
 @pytest.mark.parametrize(
