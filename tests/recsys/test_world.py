@@ -395,11 +395,19 @@ def test_truth_of_some_days_only(world: Path, impressions: pd.DataFrame) -> None
         read_truth(world, [])
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", json.dumps({"kind": "run"})])
+@pytest.mark.parametrize(
+    ("content", "refusal"),
+    [
+        (None, "no world folder"),
+        ("{", "A file is damaged"),
+        ("[]", "artifact of another kind"),
+        (json.dumps({"kind": "run"}), "artifact of another kind"),
+    ],
+)
 def test_the_truth_of_a_folder_that_is_no_world_is_refused(
-    tmp_path: Path, content: str | None
+    tmp_path: Path, content: str | None, refusal: str
 ) -> None:
     if content is not None:
         (tmp_path / "manifest.json").write_text(content)
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match=refusal):
         read_truth(tmp_path)

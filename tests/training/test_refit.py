@@ -123,7 +123,7 @@ def test_it_goes_on_where_it_was_stopped(features: Path, run: Path, tmp_path: Pa
     with pytest.raises(InterruptionError):
         training.train(spec, features, tmp_path / "run", progress=stop)
     assert Store(tmp_path / "run" / "refit").names()[-1] == "step-00000040"
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="no run folder"):
         training.evaluate(tmp_path / "run")
     training.train(spec, features, tmp_path / "run", resume=True)
     expected, found = answers(run), answers(tmp_path / "run")
