@@ -270,31 +270,6 @@ def test_training_resumes_from_a_checkpoint_with_its_accumulators(tmp_path):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
-def test_trains_in_fit_under_loss_scaling():
-    """float16: the scaled gradients are unscaled before they reach the tables."""
-    tf_keras.mixed_precision.set_global_policy("mixed_float16")
-    try:
-        model = Small()
-        ids = tf.constant([[3], [4], [7], [3]])
-        model(ids)
-        inner = make_optimizer(lambda: model.trainable_variables, 0.1, 0.05)
-        optimizer = tf_keras.mixed_precision.LossScaleOptimizer(inner)
-        losses = []
-        for _ in range(20):
-            with tf.GradientTape() as tape:
-                output = tf.cast(model(ids), tf.float32)
-                loss = tf.reduce_mean(tf.square(output - 1.0))
-                scaled = optimizer.get_scaled_loss(loss)
-            grads = tape.gradient(scaled, model.trainable_variables)
-            grads = optimizer.get_unscaled_gradients(grads)
-            assert isinstance(grads[0], tf.IndexedSlices)
-            optimizer.apply_gradients(zip(grads, model.trainable_variables, strict=True))
-            losses.append(float(loss))
-    finally:
-        tf_keras.mixed_precision.set_global_policy("float32")
-    assert losses[-1] < 0.1 * losses[0]
-
-
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
