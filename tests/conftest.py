@@ -1,9 +1,12 @@
-"""What every test shares: the order in which files start, and where random numbers begin."""
+"""What every test shares: helpers, the order of files, and where random numbers begin."""
 
 import random
 import sys
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

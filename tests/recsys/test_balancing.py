@@ -4,11 +4,7 @@ Run as a script, this file is one worker of the test under MultiWorkerMirroredSt
 """
 
 import itertools
-import json
 import math
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,8 +12,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from cluster import run_workers
 
-import recsys
 from recsys.balancing import BALANCERS, Balancer, make_balancer
 
 KINDS = sorted(BALANCERS)
@@ -424,33 +420,7 @@ def train(kind: str, strategy: tf.distribute.Strategy, worker: int, workers: int
 
 
 def test_two_workers_equal_one_on_the_whole_batch(tmp_path: Path) -> None:
-    with socket.socket() as a, socket.socket() as b:
-        for s in (a, b):
-            s.bind(("127.0.0.1", 0))
-        hosts = [f"127.0.0.1:{s.getsockname()[1]}" for s in (a, b)]
-    processes = []
-    for index in range(2):
-        config = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
-        root = str(Path(recsys.__file__).parents[1])
-        env = {
-            **os.environ,
-            "TF_CONFIG": json.dumps(config),
-            "PYTHONPATH": root,
-            "CUDA_VISIBLE_DEVICES": "",
-        }
-        command = [sys.executable, __file__, str(tmp_path), str(index)]
-        processes.append(
-            subprocess.Popen(
-                command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            )
-        )
-    try:
-        for process in processes:
-            output, _ = process.communicate(timeout=500)
-            assert process.returncode == 0, output[-3000:]
-    finally:
-        for process in processes:
-            process.kill()
+    run_workers(2, lambda index: [__file__, str(tmp_path), str(index)], CUDA_VISIBLE_DEVICES="")
     for kind in KINDS:
         alone = train(kind, tf.distribute.get_strategy(), 0, 1)
         for index in range(2):
