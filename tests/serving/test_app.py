@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -260,8 +261,10 @@ def test_the_client_before_another_service() -> None:
 
 
 def test_the_client_without_a_service() -> None:
-    with pytest.raises(UserError, match="cannot be reached") as caught:
-        client.rank({}, "http://127.0.0.1:9")
+    # Bound, so that nothing else is there, and not listened on.
+    with socket.socket() as none, pytest.raises(UserError, match="cannot be reached") as caught:
+        none.bind(("127.0.0.1", 0))
+        client.rank({}, f"http://127.0.0.1:{none.getsockname()[1]}")
     assert "recsys serve" in caught.value.fix
     with pytest.raises(UserError, match="no URL"):
         client.rank({}, "localhost:8501")
