@@ -224,14 +224,13 @@ def test_a_deadline_that_cannot_be_met(
 
 
 def begin(url: str) -> socket.socket:
-    """A rank request whose body is asked for, and of which a part was sent."""
+    """A rank request whose body is asked for, and none of it sent."""
     host, port = url.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)), timeout=60)
     connection.sendall(
         b"POST /v1/rank HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\nExpect: 100-continue\r\n\r\n"
     )
     assert connection.recv(100).startswith(b"HTTP/1.1 100")
-    connection.sendall(b'{"user"')
     return connection
 
 
@@ -260,6 +259,7 @@ def test_a_service_that_ends_says_so_to_whom_it_cuts_off(
     monkeypatch.setattr("serving.engine.GRACE_SECONDS", 1)
     with running(models, features) as url:
         connection = begin(url)
+        connection.sendall(b'{"user"')
     status, error = rest(connection)
     assert b"503" in status and "ends" in error["message"]
     assert "Traceback" not in caplog.text
