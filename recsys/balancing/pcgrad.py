@@ -53,20 +53,15 @@ class PCGrad(Balancer):
     Args:
         task_names: see `Balancer`.
         weights: see `Balancer`.
-        seed: of the random order; it matters from three tasks on.
     """
 
     persistent = True
     shares = "all"
 
     def __init__(
-        self,
-        task_names: Sequence[str],
-        weights: Mapping[str, float] | None = None,
-        seed: int = 0,
+        self, task_names: Sequence[str], weights: Mapping[str, float] | None = None
     ) -> None:
         super().__init__(task_names, weights)
-        self.seed = seed
         self.step = state(0, "pcgrad_step", tf.int64)
 
     def gradients(
@@ -200,7 +195,7 @@ class PCGrad(Balancer):
         [networks, tasks, tasks], as is the Gram matrix.
         """
         count = len(self.task_names)
-        noise = tf.random.stateless_uniform([count, count], seed=[self.seed, step])
+        noise = tf.random.stateless_uniform([count, count], seed=[0, step])
         orders = tf.argsort(noise, axis=1)
         rows = []
         for i in range(count):
