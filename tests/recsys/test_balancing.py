@@ -378,6 +378,26 @@ def test_unknown_names_are_refused() -> None:
         make_balancer("fixed", ["a", "a"])
 
 
+@pytest.mark.parametrize(
+    ("kind", "weights", "options", "refusal"),
+    [
+        ("fixed", {"a": -0.1}, {}, "weights must be at least 0"),
+        ("fixed", {"a": 0.0, "b": 0.0}, {}, "one of them above"),
+        ("uncertainty", {}, {"learning_rate": 0.0}, "learning_rate must be above 0"),
+        ("gradnorm", {}, {"learning_rate": 0.0}, "learning_rate above"),
+        ("gradnorm", {}, {"alpha": -0.1}, "alpha must be at least 0"),
+        ("dwa", {}, {"temperature": 0.0}, "temperature must be above 0"),
+        ("dwa", {}, {"temperature": math.nan}, "temperature must be above 0"),
+        ("dwa", {}, {"window": 0}, "window must be at least 1"),
+    ],
+)
+def test_weights_and_options_out_of_range_are_refused(
+    kind: str, weights: dict[str, float], options: dict[str, float], refusal: str
+) -> None:
+    with pytest.raises(ValueError, match=refusal):
+        make_balancer(kind, ["a", "b"], weights, **options)
+
+
 # Several workers
 
 IDS = np.array([0, 1, 2, 3, 1, 2, 0, 4])
