@@ -40,15 +40,17 @@ def spec_with(spec: Spec, **model: Any) -> Spec:
 
 
 def wide_spec() -> Spec:
-    """Two widths of tables (so with projections), and a tower of positions."""
+    """Two widths of tables (so with projections), a tower of positions, and a regression."""
     spec = small_spec()
     features = (spec.features[0].model_copy(update={"dim": 6}), *spec.features[1:])
-    return spec_with(spec.model_copy(update={"features": features}), position="device")
+    tasks = (spec.tasks[0], spec.tasks[1].model_copy(update={"loss": SquaredError()}))
+    changes = {"features": features, "tasks": tasks}
+    return spec_with(spec.model_copy(update=changes), position="device")
 
 
 def own_name(variable: Any) -> str:
-    """A variable's name without the model's, which counts models."""
-    return str(variable.name).split("/", 1)[1]
+    """A variable's name without the model's, which counts models and not all have."""
+    return str(variable.name).split("/", 1)[-1]
 
 
 def state(model: Any) -> dict[str, np.ndarray]:
@@ -140,6 +142,8 @@ def test_dense_weights_and_moments_are_copied(moved: dict[str, Any]) -> None:
     rows = {name for name, *_ in tables_in(moved["model"])}
     dense = [key for key in new if not any(key == r or key.startswith(r + "/") for r in rows)]
     assert any(key.endswith("/m") for key in dense) and any("projection" in k for k in dense)
+    # Weights of a regression are meant in the unit of the labels that they were learned from.
+    assert any("label_units" in key for key in dense)
     for key in dense:
         assert (new[key] == old[key]).all(), key
     steps = [int(part.iterations) for part, _ in parts(moved["model"].optimizer)]
