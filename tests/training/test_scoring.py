@@ -7,6 +7,9 @@ import pytest
 from make_features import small_spec
 
 from recsys.metrics import auc
+from recsys.spec.change import change
+from recsys.spec.records import SquaredError
+from training.evaluation import _by_slice
 from training.scoring import answered, validate
 
 
@@ -39,3 +42,20 @@ def test_a_head_answers_for_the_rows_on_which_it_could_happen(space: str, rows: 
     labels = np.array([[1, 0], [1, 1], [0, 0], [np.nan, 0], [1, np.nan]], np.float32)
     assert answered(spec, "click", labels).all()
     assert np.flatnonzero(answered(spec, "conversion", labels)).tolist() == rows
+
+
+def test_of_regressions_alone_the_nearer_predictions_score_higher() -> None:
+    task = small_spec().tasks[0].model_copy(update={"loss": SquaredError()})
+    spec = small_spec().model_copy(update={"tasks": (task,)})
+    labels = np.array([[3.0], [-1.0]], np.float32)
+    near, far = (validate(spec, labels, labels + error)[0] for error in (0.5, 2.0))
+    assert near == pytest.approx(-0.5) and far == pytest.approx(-2.0)
+
+
+def test_of_the_values_of_a_slice_the_largest_are_measured() -> None:
+    spec = change(small_spec(), ["evaluate.largest=1"])
+    labels = np.array([[1, 1], [0, 0], [1, 0]], np.float32)
+    answers = {name: labels[:, 1] for name in ("click", "conversion", "conversion_given_click")}
+    found = _by_slice(spec, np.array(["a", "b", "b"]), labels, answers, np.arange(3))
+    assert list(found) == ["b"] and found["b"]["rows"] == 2
+    assert found["b"]["tasks"]["click"]["positives"] == 1
