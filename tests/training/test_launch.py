@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 from make_features import TABLES, make_features, small_spec
 
+from recsys.artifacts import write_json
 from recsys.errors import UserError
 from recsys.model import build
 from recsys.spec import Spec
 from training.checkpoints import Store
 from training.input import load_rows, open_split
-from training.launch import _ray, _require, fit_on_ray, worker_pids
+from training.launch import _ray, _read_fault, _require, fit_on_ray, worker_pids
 from training.loop import Job, fit
-from training.progress import read_progress
+from training.progress import FOLDER, read_progress
 from training.scoring import score_rows
 
 pytestmark = pytest.mark.long
@@ -106,6 +107,19 @@ def test_a_fault_that_a_worker_finds_is_told_as_it_is(
         fit_on_ray(Job(spec, features, tmp_path), 2, progress=lambda *_: None)
     assert error.value.where.startswith("epoch 1, batch 1, step 1, layer network_0/")
     assert "--eager" in error.value.fix
+
+
+def test_of_several_faults_the_one_that_says_most_of_the_place_is_told(tmp_path: Path) -> None:
+    assert _read_fault(tmp_path) is None
+    (tmp_path / FOLDER).mkdir()
+    for rank, where in enumerate(["step 7", "step 7, layer tower", "step 7, a"]):
+        fault = UserError("Training stopped.", where=where, found=f"by {rank}")
+        write_json(
+            tmp_path / FOLDER / f"fault-{rank}.json", {"message": fault.message, **fault.fields()}
+        )
+    fault = _read_fault(tmp_path)
+    assert fault is not None and fault.message == "Training stopped."
+    assert fault.where == "step 7, layer tower" and fault.found == "by 1"
 
 
 def test_more_workers_than_there_are_is_refused_with_both_numbers(
