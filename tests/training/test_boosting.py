@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,8 @@ def validation_of(spec: Spec, features: Path) -> Any:
 
 
 @pytest.mark.parametrize("regression", [False, True])
-def test_all_answers_are_those_of_scikit_learn(
-    regression: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from sklearn import ensemble
+def test_all_answers_are_those_of_scikit_learn(regression: bool) -> None:
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
     rng = np.random.default_rng(0)
     x = np.round(rng.normal(size=(3000, 4)), 1).astype(np.float32)
@@ -51,19 +50,20 @@ def test_all_answers_are_those_of_scikit_learn(
         if regression
         else (rng.random(3000) < 1 / (1 + np.exp(-signal))).astype(float)
     )
-    name = "HistGradientBoosting" + ("Regressor" if regression else "Classifier")
-    made: list[Any] = []
-
-    class Kept(getattr(ensemble, name)):
-        def fit(self, *args: Any, **kwargs: Any) -> Any:
-            made.append(self)
-            return super().fit(*args, **kwargs)
-
-    monkeypatch.setattr(ensemble, name, Kept)
     weights = np.where(np.arange(2000) % 2, 1.0, 3.0)
     train, held = (x[:2000], y[:2000], weights), (x[2000:2500], y[2000:2500])
-    forest = boosting._boost(Trees(count=200, leaves=8), 0, regression, train, held)
-    [booster] = made
+    trees = Trees(count=200, leaves=8, learning_rate=0.2, leaf_rows=30)
+    forest = boosting._boost(trees, 0, regression, train, held)
+    kind = HistGradientBoostingRegressor if regression else HistGradientBoostingClassifier
+    booster = kind(
+        max_iter=200,
+        max_leaf_nodes=8,
+        learning_rate=0.2,
+        min_samples_leaf=30,
+        l2_regularization=1.0,
+        early_stopping=False,
+        random_state=0,
+    ).fit(*train[:2], sample_weight=weights)
     staged = (
         booster.staged_predict(x)
         if regression
@@ -179,6 +179,22 @@ def test_no_more_rows_than_the_spec_allows(features: Path) -> None:
     first, again = (boosting._training(few, features, refit=False) for _ in range(2))
     assert len(first.rows) == len(first.x) == 300
     np.testing.assert_array_equal(first.x, again.x)
+
+
+def test_no_more_rows_of_validation_than_the_spec_allows(features: Path) -> None:
+    few = with_trees(rows=100)
+    rows = validation_of(few, features)
+    assert len(rows) == 400
+    # Labels of rows that are not drawn are not looked at.
+    drawn = boosting._some(400, 100, few.train.seed)
+    assert drawn is not None
+    labels = np.full_like(rows.labels, np.nan)
+    labels[drawn] = rows.labels[drawn]
+    forests = fit_trees(few, features, rows)
+    again = fit_trees(few, features, replace(rows, labels=labels))
+    for one, other in zip(forests, again, strict=True):
+        for name, value in vars(one).items():
+            np.testing.assert_array_equal(value, getattr(other, name))
 
 
 def test_negatives_that_stand_for_others_weigh_as_much(features: Path) -> None:
