@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
 import subprocess
 import sys
 from datetime import date
@@ -14,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from disk import files_of_at_most
 
 from recsys.artifacts import read_manifest
 from recsys.errors import UserError
@@ -320,13 +320,8 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_a_clear_error_and_leaves_nothing(tmp_path: Path) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-    try:
-        with pytest.raises(UserError, match="File too large") as error:
-            simulate(tmp_path / "world", 50_000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with files_of_at_most(20_000), pytest.raises(UserError, match="File too large") as error:
+        simulate(tmp_path / "world", 50_000)
     assert "space" in error.value.fix and error.value.where == str(tmp_path / "world")
     assert list(tmp_path.iterdir()) == []
 

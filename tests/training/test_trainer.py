@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from disk import files_of_at_most
 from make_features import make_columns, small_spec
 
 import training
@@ -461,16 +462,8 @@ def test_features_that_were_moved_are_found_by_name(
         training.publish(mine, models, features=other, force=True)
 
 
-def test_publishing_fails_whole(
-    run: Path, tested: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import training.publishing as publishing
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(publishing, "sync_tree", full)
-    with pytest.raises(OSError, match="No space"):
+def test_publishing_fails_whole(run: Path, tested: dict[str, Any], tmp_path: Path) -> None:
+    with files_of_at_most(20_000), pytest.raises(OSError, match="File too large"):
         training.publish(run, tmp_path / "models")
     assert list((tmp_path / "models").iterdir()) == []
 
