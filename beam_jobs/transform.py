@@ -113,7 +113,9 @@ def preprocessing_fn(spec: Spec) -> Callable[[Tensors], Tensors]:
         for feature in spec.features:
             column = weights_of(feature)
             if column is not None:
-                made[weights_name(feature.name)] = _weights(inputs[column], feature)
+                made[weights_name(feature.name)] = _weights(
+                    inputs[column], inputs[feature.raw], feature
+                )
         return made
 
     return transform
@@ -146,10 +148,14 @@ def _vocabularies(spec: Spec, inputs: Tensors) -> dict[str, tf.Tensor]:
     )
 
 
+def _separator(feature: Feature) -> str:
+    own = feature.separator if not isinstance(feature.encode, History) else None
+    return own or LIST_SEPARATOR
+
+
 def _parts(text: tf.Tensor, feature: Feature) -> tf.Tensor:
     """The first `max_length` non-empty parts of lists, string [batch, max_length], padded by ''."""
-    own = feature.separator if not isinstance(feature.encode, History) else None
-    separator = own or LIST_SEPARATOR
+    separator = _separator(feature)
     # Regular expressions rather than ragged masks: the graph is traced five times over, and
     # ragged arithmetic is most of it.
     mark = re.escape(separator)
@@ -166,10 +172,37 @@ def _parts(text: tf.Tensor, feature: Feature) -> tf.Tensor:
     return parts.to_tensor("", shape=[None, length])
 
 
-def _weights(text: tf.Tensor, feature: Feature) -> tf.Tensor:
+def _weights(text: tf.Tensor, parts: tf.Tensor, feature: Feature) -> tf.Tensor:
     """What each part of a list weighs, float32 [batch, max_length]; 1 where that is not said."""
-    numbers = _number(_parts(text, feature), log=False)
+    # Between spaces there is no blank.
+    runs = _separator(feature).isspace()
+    own = _parts(text, feature) if runs else _in_place(text, parts, feature)
+    numbers = _number(own, log=False)
     return tf.where(tf.math.is_nan(numbers), 1.0, tf.nn.relu(numbers))
+
+
+def _in_place(text: tf.Tensor, parts: tf.Tensor, feature: Feature) -> tf.Tensor:
+    """The weights of the parts that are not blank, string [batch, max_length], blank ones too.
+
+    A list with as many parts as weights has one for each, and a blank part takes its own along;
+    of another length, the weights are those of the parts that are not blank.
+    """
+    length = feature.encode.max_length  # type: ignore[union-attr]
+    weights, owners = (
+        tf.strings.split(column, sep=_separator(feature)) for column in (text, parts)
+    )
+    paired = tf.equal(weights.row_lengths(), owners.row_lengths())
+    width = tf.maximum(tf.maximum(weights.bounding_shape(1), owners.bounding_shape(1)), length)
+    weights, owners = (
+        tf.strings.regex_replace(
+            column.to_tensor("", shape=tf.stack([-1, width])), r"^\s+|\s+$", ""
+        )
+        for column in (weights, owners)
+    )
+    dropped = paired[:, tf.newaxis] & tf.equal(owners, "")
+    kept_first = tf.argsort(tf.cast(dropped, tf.int32), axis=1, stable=True)[:, :length]
+    kept = tf.gather(tf.where(dropped, "", weights), kept_first, batch_dims=1)
+    return tf.ensure_shape(kept, [None, length])
 
 
 def _ids(

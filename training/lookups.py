@@ -111,13 +111,15 @@ def _weights(
     made: Mapping[str, dict[str, Any]],
 ) -> dict[str, Any]:
     """How the weights of a list's parts are made: split as the list itself."""
+    split = made[feature.name]["split"]
     return {
         "name": item.name,
         "dtype": "float32",
         "shape": [None, item.length],
         "raw": _raw(columns[str(weights_of(feature))]) | {"number": NUMBER},
-        "split": made[feature.name]["split"] | {"padding": 1.0},
+        "split": split | {"padding": 1.0},
         "kind": "weights",
+        "list": None if split["separator"].isspace() else made[feature.name]["raw"]["column"],
         "missing": 1.0,
     }
 

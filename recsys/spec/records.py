@@ -205,9 +205,9 @@ class Vocabulary(Record):
     combiner: Literal["mean", "sum"] = "mean"
     """How the embeddings of a list are joined into one."""
     weights: Text | None = None
-    """Column with a list of numbers, one for each part of this list that is not blank, by which
-    `mean` and `sum` weigh the parts; a missing one is 1, a negative one 0. None: all parts count
-    alike."""
+    """Column with a list of numbers, one for each part of this list, or for each that is not blank,
+    by which `mean` and `sum` weigh the parts; a missing one is 1, a negative one 0. None: all parts
+    count alike."""
 
 
 class Hash(Record):
@@ -225,9 +225,9 @@ class Hash(Record):
     combiner: Literal["mean", "sum"] = "mean"
     """How the embeddings of a list are joined into one."""
     weights: Text | None = None
-    """Column with a list of numbers, one for each part of this list that is not blank, by which
-    `mean` and `sum` weigh the parts; a missing one is 1, a negative one 0. None: all parts count
-    alike."""
+    """Column with a list of numbers, one for each part of this list, or for each that is not blank,
+    by which `mean` and `sum` weigh the parts; a missing one is 1, a negative one 0. None: all parts
+    count alike."""
 
 
 class Quantiles(Record):

@@ -180,3 +180,43 @@ def test_quantiles_of_many_numbers_are_within_their_error():
     ranks = np.searchsorted(np.sort(values), merged.answer()) / len(values)
     assert np.abs(ranks - np.arange(51) / 50).max() < wanted.epsilon
     assert merged.answer()[[0, -1]].tolist() == [values.min(), values.max()]
+
+
+LISTS = """
+name: lists
+data:
+  impressions: log.csv
+  keys: {user: user, item: item}
+  split: {validation: 0.1, test: 0.1}
+features:
+  - {name: tags, owner: item, separator: "|",
+     encode: {kind: hash, buckets: 50, max_length: 3, weights: shares}}
+  - {name: words, owner: item, separator: " ",
+     encode: {kind: hash, buckets: 50, max_length: 3, weights: shares}}
+tasks:
+  - {name: click, label: {column: clicked}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("tags", "shares", "expected"),
+    [
+        ("a|b|c", "0.5||0.25", [0.5, 1, 0.25]),
+        ("a||c", "0.5|9|0.25", [0.5, 0.25, 1]),  # a blank part takes its weight along
+        ("a|| c", "0.5|0.25", [0.5, 0.25, 1]),  # of another length: weights of what is not blank
+        ("|a|b|c|", "0.5|| 0.25", [0.5, 1, 0.25]),
+        ("a|b|c|d|e", "|2|-1|4|5", [1, 2, 0]),
+        ("", "", [1, 1, 1]),
+        ("a", "3|4|5|6", [3, 4, 5]),
+    ],
+)
+def test_weights_of_a_list_stand_at_their_places(tags, shares, expected):
+    inputs = {"tags": tf.constant([tags, "a|b"]), "shares": tf.constant([shares, "7|8"])}
+    made = preprocessing_fn(loads(LISTS))(inputs | {"words": tf.constant(["", ""])})
+    assert made["tags_weights"].numpy().tolist() == [expected, [7, 8, 1]]
+
+
+def test_between_spaces_no_weight_is_blank():
+    words = {"tags": tf.constant([""]), "words": tf.constant([" a  b c"])}
+    made = preprocessing_fn(loads(LISTS))(words | {"shares": tf.constant(["0.5  2 3"])})
+    assert made["words_weights"].numpy().tolist() == [[0.5, 2, 3]]

@@ -61,13 +61,14 @@ class Device:
     def rank(self, raw: list[dict[str, Any]]) -> dict[str, np.ndarray]:
         tensors = {
             record["name"]: np.array(
-                [self.value(record, row[record["raw"]["column"]]) for row in raw], record["dtype"]
+                [self.value(record, row[record["raw"]["column"]], row) for row in raw],
+                record["dtype"],
             )
             for record in self.inputs
         }
         return self.model.get_signature_runner(self.signature)(**tensors)
 
-    def value(self, record: dict[str, Any], raw: Any) -> Any:
+    def value(self, record: dict[str, Any], raw: Any, row: dict[str, Any]) -> Any:
         if record["kind"] in ("vocabulary", "hash"):
             if "split" not in record:
                 return self.row(record, raw)
@@ -78,10 +79,15 @@ class Device:
         if record["kind"] == "weights":
             rule, number = record["split"], record["raw"]["number"]
             parts = [part.strip(rule["strip"]) for part in raw.split(rule["separator"])]
+            keep = parts
+            if record["list"] is not None:
+                keep = row[record["list"]].split(rule["separator"])
+                keep = [part.strip(rule["strip"]) for part in keep]
+                keep = keep if len(keep) == len(parts) else [" "] * len(parts)
             weights = [
                 max(float(part), 0.0) if re.fullmatch(number, part) else record["missing"]
-                for part in parts
-                if part
+                for part, kept in zip(parts, keep, strict=True)
+                if kept
             ][: rule["max_length"]]
             return weights + [rule["padding"]] * (rule["max_length"] - len(weights))
         if record["raw"]["type"] == "text":
@@ -217,7 +223,7 @@ def raw_rows(made: dict[str, Any]) -> list[dict[str, Any]]:
         "item": ["item 77", "unknown", "i", "an item whose name is rather long, and goes on"],
         "kind": ["boot", "x", "\u2028", "a kind of which the log has none at all"],
         "tags": ["||", "new|x|y", " y |", "|new"],
-        "tag_weights": ["1|2", "3||.5|x", " 1e2 ", "-1|-0"],
+        "tag_weights": ["1|2", "3||.5", " 1e2 ", "-1|0.5"],
         "word_weights": ["", "1 2 3 4 5", "nan", "\t2\t0.5"],
         "words": ["  ", "a b c d e", "red", "\tred\tshoe  blue "],
         "price": [-3.5, 0.0, 1e6, 7.39],
