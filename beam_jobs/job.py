@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +119,9 @@ class _Job:
         for source in self.plan.sources:
             self._require_outside(files[source.name], source.name)
             sources.check(files[source.name], source)
+        shown = self.plan.impressions
+        if shown.whole and sources.tells_moments(files[shown.name], shown):
+            self.plan = replace(self.plan, impressions=replace(shown, whole=False))
         most = {"impressions": self.spec.data.max_rows}
         reads = {
             source.name: sources.tasks(files[source.name], source, most.get(source.name))

@@ -67,13 +67,22 @@ def _short(text: str) -> str:
 
 
 def doubtful_duplicates(counts: dict[str, int], plan: Plan) -> list[str]:
-    """What there is to say of many equal rows, where nothing tells one impression from another."""
+    """What there is to say of many equal rows, which may have been impressions of their own."""
     removed = counts.get("duplicates_removed", 0)
     read = counts.get("read.impressions", 0)
-    if not plan.impressions.whole or removed <= _MANY_DUPLICATES * read:
+    if removed <= _MANY_DUPLICATES * read:
         return []
+    if plan.spec.data.keys.impression:
+        return [
+            f"{removed:,} of {read:,} impressions equal another of their id in every column that "
+            "is read and were removed: see whether the log holds files twice"
+        ]
+    columns = "every column"
+    if plan.spec.data.time:
+        of_days = plan.impressions.whole
+        columns += " that tells rows apart" if of_days else " that is read"
     return [
-        f"{removed:,} of {read:,} impressions equal another in every column and were removed; "
+        f"{removed:,} of {read:,} impressions equal another in {columns} and were removed; "
         "where they are impressions of their own, set data.duplicates: keep, or name their id "
         "by data.keys.impression"
     ]

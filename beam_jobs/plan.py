@@ -188,9 +188,9 @@ def _is_coarse(spec: Spec) -> bool:
     time = spec.data.time
     if spec.data.keys.impression is not None or spec.data.duplicates == "keep":
         return False
-    if time is None or (time.format is None and time.unit == "iso"):
+    if time is None or time.format is None:
         return True
-    return time.format is not None and not any(f"%{part}" in time.format for part in "HIcsTXR")
+    return not any(f"%{part}" in time.format for part in "HIcsTXR")
 
 
 def _impressions(spec: Spec, read: list[RawColumn]) -> Source:

@@ -422,3 +422,53 @@ def test_local_days_are_those_of_all_rows_however_they_are_divided(
         (row.item, pasts.get(row.user, ""), counts.get(row.item, 0)) for row in last.itertuples()
     )
     assert sorted(zip(found["item"], found["clicked"], found["rate"], strict=True)) == expected
+
+
+def days_log(seconds: int) -> pa.Table:
+    """2,000 rows of few users, items and moments, which only a number tells apart."""
+    rng = np.random.default_rng(1)
+    n = 2000
+    return pa.table(
+        {
+            "user": rng.integers(0, 20, n),
+            "row": rng.integers(0, 3, n),
+            "day": 1_772_323_200 + seconds * rng.integers(0, 4, n),
+            "importance": np.ones(n),
+            "clicked": rng.integers(0, 2, n),
+            "number": np.arange(n),
+        }
+    )
+
+
+@pytest.mark.parametrize("kind", ["numbers", "dates"])
+def test_days_in_any_form_do_not_tell_rows_apart(tmp_path: Path, kind: str) -> None:
+    log = days_log(86_400)
+    if kind == "dates":
+        days = log["day"].cast(pa.timestamp("s")).cast(pa.date32())
+        log = log.set_column(2, "day", days)
+    pq.write_table(log, tmp_path / "log.parquet")
+    text = ADS.replace("log.csv", "log.parquet").replace("{column: day}", "{column: day, unit: s}")
+    manifest = run_features(loads(text), tmp_path, tmp_path / "features")
+    assert sum(manifest["rows"].values()) == 2000 and manifest["warnings"] == []
+
+
+def test_equal_rows_at_the_same_moment_are_told_of(tmp_path: Path) -> None:
+    log = days_log(3600)
+    pq.write_table(log, tmp_path / "log.parquet")
+    text = ADS.replace("log.csv", "log.parquet").replace("{column: day}", "{column: day, unit: s}")
+    manifest = run_features(loads(text), tmp_path, tmp_path / "features")
+    moments = log.filter(pa.array(log["day"].to_numpy() % 86_400 != 0)).drop_columns("number")
+    lost = len(moments) - len(moments.to_pandas().drop_duplicates())
+    (warning,) = manifest["warnings"]
+    assert warning.startswith(f"{lost:,} of 2,000 impressions equal another in every column")
+
+
+def test_only_days_make_the_job_read_what_nothing_needs(tmp_path: Path) -> None:
+    text = ADS.replace("{column: day}", "{column: day, unit: s}").replace("log.csv", "log.parquet")
+    source = plan_of(loads(text)).impressions
+    days = days_log(86_400)
+    moments = pa.array(days["day"].to_numpy() + 1 + np.arange(len(days)))
+    for log, expected in ((days, False), (days.set_column(2, "day", moments), True)):
+        pq.write_table(log, tmp_path / "log.parquet")
+        files = sources.resolve(tmp_path, source)
+        assert source.whole and sources.tells_moments(files, source) == expected
