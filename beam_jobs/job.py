@@ -197,8 +197,10 @@ class _Job:
         labels: dict[str, dict[str, float]] = {
             name: found.get("labels", {}) for name, found in splits.items()
         }
-        judge.require_matches(labels, counts, self.plan)
+        judge.require_matches(counts, self.plan)
         warnings += judge.doubtful_duplicates(counts, self.plan)
+        warnings += judge.doubtful_actions(counts, self.plan)
+        warnings += judge.without_label(labels, counts, self.spec)
         warnings += [
             f"no training row has the label {task!r}: there is nothing to learn of it"
             for task in judge.unlearnable(labels, self.spec)

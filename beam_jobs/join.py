@@ -22,6 +22,7 @@ from beam_jobs.plan import (
     TIME,
     Owner,
     Plan,
+    has_any,
     known,
     raw,
 )
@@ -101,27 +102,36 @@ def attribute(shown: pa.Table, actions: dict[str, pa.Table], plan: Plan) -> Join
         repaired to 0 and counted; one that is blank where it did makes its row a dead letter.
     """
     spec = plan.spec
+    windows = {name: _window_ms(plan, name) for name in actions}
     own: dict[str, np.ndarray] = {}
     moment: dict[str, np.ndarray] = {}
     time = shown[TIME].to_numpy() if TIME in shown.column_names else np.zeros(len(shown), np.int64)
     counts: Counts = {}
     matched: dict[str, np.ndarray] = {}
+    delays: dict[str, np.ndarray] = {}
     for name, events in actions.items():
         found = pc.index_in(
             events[IMPRESSION].combine_chunks(), value_set=shown[IMPRESSION].combine_chunks()
         )
         matched[name] = pc.fill_null(found, -1).to_numpy(zero_copy_only=False)
         unknown = int((matched[name] < 0).sum())
-        if unknown:
-            counts[f"actions_without_impression.{name}"] = unknown
+        delay = _delays(time, matched[name], events, _unit_ms(plan, name))
+        found_ones = {
+            f"actions_without_impression.{name}": unknown,
+            f"actions_before_impression.{name}": int((delay < 0).sum()),
+            f"actions_after_window.{name}": int((delay > windows[name]).sum()),
+        }
+        counts |= {count: number for count, number in found_ones.items() if number}
+        delays[name] = delay
     for task in spec.tasks:
         if isinstance(task.label, ActionLabel):
+            log = task.label.action
+            inside = (delays[log] >= 0) & (delays[log] <= task.label.within_seconds * 1000)
             own[task.name], moment[task.name] = _follows(
-                time,
-                matched[task.label.action],
-                actions[task.label.action],
-                task.label.within_seconds * 1000,
+                time, matched[log][inside], actions[log][TIME].to_numpy()[inside]
             )
+            if inside.any():
+                counts[f"actions_in_window.{task.name}"] = int(inside.sum())
         else:
             own[task.name] = shown[label_column(task.name)].to_numpy()
             moment[task.name] = time
@@ -152,18 +162,47 @@ def attribute(shown: pa.Table, actions: dict[str, pa.Table], plan: Plan) -> Join
     return Joined(shown.filter(pa.array(~bad)), dead, counts)
 
 
-def _follows(
-    time: np.ndarray, matched: np.ndarray, events: pa.Table, window_ms: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which impressions an event followed within the window, and when the first one did."""
+def _window_ms(plan: Plan, log: str) -> int:
+    """The longest window in which a task waits for an action of the log; no end where none does."""
+    labels = [t.label for t in plan.spec.tasks if isinstance(t.label, ActionLabel)]
+    return max((1000 * of.within_seconds for of in labels if of.action == log), default=2**62)
+
+
+def _unit_ms(plan: Plan, log: str) -> int:
+    """The unit in which a log's times are counted; of ISO text, seconds, where it has no more."""
+    time = plan.spec.data.actions[log].time
+    assert time is not None
+    if time.format is None:
+        return 1000 if time.unit in ("s", "iso") else 1
+    return next((ms for letters, ms in _UNITS_MS if has_any(time.format, letters)), MS_PER_DAY)
+
+
+_UNITS_MS = (("f", 1), ("ScTXs", 1000), ("MR", 60_000), ("HI", 3_600_000))
+"""The letters of a pattern by the finest unit that they write."""
+
+
+def _delays(time: np.ndarray, matched: np.ndarray, events: pa.Table, unit: int) -> np.ndarray:
+    """By how many ms each event follows its impression; NaN where it has none, float64 [events].
+
+    An event that is written in a coarser unit than its impression was rounded down, and may have
+    followed it where it seems to come less than a unit before: that counts as at once.
+    """
     at = events[TIME].to_numpy()
-    known_event = matched >= 0
-    delay = at - time[np.maximum(matched, 0)] if len(time) else np.full(len(at), -1)
-    inside = known_event & (delay >= 0) & (delay <= window_ms)
+    if not len(time):
+        return np.full(len(at), np.nan)
+    delay = np.where(matched >= 0, at - time[np.maximum(matched, 0)], np.nan)
+    rounded = (at % unit == 0) & (delay < 0) & (delay > -unit)
+    return np.where(rounded, 0, delay)
+
+
+def _follows(
+    time: np.ndarray, matched: np.ndarray, at: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which impressions an event of those in the window followed, and when the first one did."""
     first = np.full(len(time), np.iinfo(np.int64).max)
-    np.minimum.at(first, matched[inside], at[inside])
+    np.minimum.at(first, matched, at)
     happened = first != np.iinfo(np.int64).max
-    return happened.astype(np.float32), np.where(happened, first, time)
+    return happened.astype(np.float32), np.where(happened, np.maximum(first, time), time)
 
 
 def _set(table: pa.Table, name: str, values: pa.Array) -> pa.Table:

@@ -18,6 +18,8 @@ from recsys.spec.records import ActionLabel, Spec, TimeSplit
 
 _SHOWN = 3
 _MANY_DUPLICATES = 0.01
+_MANY_EARLY, _MANY_LATE = 0.01, 0.1
+_MISSES = ("actions_without_impression", "actions_before_impression", "actions_after_window")
 _FEW_REQUESTS = 100
 """Requests up to which a split without rows is their fault, more likely than chance."""
 
@@ -134,13 +136,10 @@ def require_rows(rows: dict[str, int], counts: dict[str, int], spec: Spec, joine
     )
 
 
-def require_matches(
-    labels: dict[str, dict[str, float]], counts: dict[str, int], plan: Plan
-) -> None:
-    """Refuse an action log of which no event becomes a label.
+def require_matches(counts: dict[str, int], plan: Plan) -> None:
+    """Refuse an action log of which no event follows an impression within the window.
 
     Args:
-        labels: Means of the labels by split and task; none of a split without rows.
         counts: What the first pipeline counted.
         plan: The plan.
 
@@ -148,24 +147,75 @@ def require_matches(
         UserError: Names the log, and how many of its events have an impression at all.
     """
     for task in plan.spec.tasks:
-        if not isinstance(task.label, ActionLabel) or any(
-            of.get(task.name) for of in labels.values()
-        ):
+        if not isinstance(task.label, ActionLabel) or counts.get(f"actions_in_window.{task.name}"):
             continue
         log = task.label.action
-        bad = sum(n for name, n in counts.items() if name.startswith(f"bad.{log}{REASON}"))
-        events = counts.get(f"read.{log}", 0) - bad
+        events = _events(counts, log)
         if events <= 0:
             continue
-        lost = counts.get(f"actions_without_impression.{log}", 0)
+        lost, early, late = (counts.get(f"{name}.{log}", 0) for name in _MISSES)
         raise UserError(
             f"No impression has the label {task.name!r}, though the log {log} has events.",
             where=f"tasks.{task.name}.label",
             expected=f"events up to {task.label.within} after their impression",
-            found=f"{events} events, {lost} of them of no impression that was read",
+            found=f"{events} events, {lost} of them of no impression that was read, "
+            f"{early} before theirs, {late} later",
             fix=f"Look at the units of data.actions.{log}.time and data.time, at `within`, and at "
             "the column of data.keys.impression in both logs.",
         )
+
+
+def _events(counts: dict[str, int], log: str) -> int:
+    """How many good events a log has."""
+    bad = sum(n for name, n in counts.items() if name.startswith(f"bad.{log}{REASON}"))
+    return counts.get(f"read.{log}", 0) - bad
+
+
+def doubtful_actions(counts: dict[str, int], plan: Plan) -> list[str]:
+    """What there is to say of events that come before their impression or after all windows."""
+    warnings = []
+    for log in plan.actions:
+        events = _events(counts, log)
+        _, early, late = (counts.get(f"{name}.{log}", 0) for name in _MISSES)
+        if early > _MANY_EARLY * events:
+            warnings.append(
+                f"{early:,} of {events:,} events of the log {log} come before their impression and "
+                f"count for nothing: see whether data.actions.{log}.time and data.time are of one "
+                "clock, zone and unit"
+            )
+        if late > _MANY_LATE * events:
+            warnings.append(
+                f"{late:,} of {events:,} events of the log {log} come after the window of their "
+                "label and count for nothing: see whether `within` is long enough"
+            )
+    return warnings
+
+
+def without_label(
+    labels: dict[str, dict[str, float]], counts: dict[str, int], spec: Spec
+) -> list[str]:
+    """What there is to say of actions that were in time and yet are no row's label.
+
+    Args:
+        labels: Means of the labels by split and task; none of a split without rows.
+        counts: What the first pipeline counted.
+        spec: The spec.
+    """
+    warnings = []
+    for task in spec.tasks:
+        inside = counts.get(f"actions_in_window.{task.name}", 0)
+        if not inside or any(of.get(task.name) for of in labels.values()):
+            continue
+        repaired = counts.get(f"conversion_without_given.{task.name}", 0)
+        reasons = [f"{repaired:,} lack the task that is given"] if repaired else []
+        if repaired < inside:
+            others = "the others" if repaired else "they"
+            reasons.append(f"{others} are of days outside of data.split")
+        warnings.append(
+            f"{inside:,} events of the label {task.name!r} were in time, and no row has it: "
+            + ", ".join(reasons)
+        )
+    return warnings
 
 
 def unlearnable(labels: dict[str, dict[str, float]], spec: Spec) -> list[str]:

@@ -190,7 +190,12 @@ def _is_coarse(spec: Spec) -> bool:
         return False
     if time is None or time.format is None:
         return True
-    return not any(f"%{part}" in time.format for part in "HIcsTXR")
+    return not has_any(time.format, "HIcsTXR")
+
+
+def has_any(format: str, letters: str) -> bool:
+    """Whether a pattern of times has one of the letters after a `%`."""
+    return any(f"%{letter}" in format for letter in letters)
 
 
 def _impressions(spec: Spec, read: list[RawColumn]) -> Source:

@@ -151,8 +151,51 @@ def test_a_log_of_which_nothing_becomes_a_label(refuse, tmp_path, late, lost):
     pd.DataFrame({"id": ids, "at": at}).to_csv(tmp_path / "input" / "taps.csv", index=False)
     error = refuse(table, ACTIONS)
     assert "label 'click'" in error.message and error.where == "tasks.click.label"
-    assert error.found == f"60 events, {lost} of them of no impression that was read"
+    early = 60 - lost
+    assert error.found == (
+        f"60 events, {lost} of them of no impression that was read, {early} before theirs, 0 later"
+    )
     assert "data.actions.tap.time" in error.fix
+
+
+def taps(folder, delays_s, days=("2026-03-01", "2026-03-02", "2026-03-03")):
+    """Write a log of impressions, and of taps of those of some days."""
+    table = rows()
+    table["id"] = [f"i{n}" for n in range(60)]
+    table.to_csv(folder / "log.csv", index=False)
+    at = pd.to_datetime(table["at"], utc=True).astype("datetime64[ms, UTC]").astype("int64")
+    at += 1000 * np.resize(delays_s, 60)
+    chosen = table["at"].str[:10].isin(days)
+    pd.DataFrame({"id": table["id"], "at": at})[chosen].to_csv(folder / "taps.csv", index=False)
+
+
+def test_actions_out_of_their_window_are_told(tmp_path):
+    taps(tmp_path, [-7200, 60, 60, 60, 60, 3601])
+    spec = loads(ACTIONS.replace("path: log", "path: log.csv"))
+    manifest = run_features(spec, tmp_path, tmp_path / "out")
+    early, late = manifest["warnings"]
+    assert early.startswith("10 of 60 events of the log tap come before") and "zone" in early
+    assert late.startswith("10 of 60 events of the log tap come after") and "`within`" in late
+    assert manifest["counts"]["actions_before_impression"] == {"tap": 10}
+    assert manifest["counts"]["actions_after_window"] == {"tap": 10}
+
+
+def test_actions_of_days_outside_of_the_split_are_told(tmp_path):
+    taps(tmp_path, [60], ["2026-03-03"])
+    table = pd.read_csv(tmp_path / "log.csv")
+    before = table.head(3).assign(at="2026-02-27T10:00:00", id=["x0", "x1", "x2"])
+    pd.concat([table, before]).to_csv(tmp_path / "log.csv", index=False)
+    text = ACTIONS.replace("path: log", "path: log.csv").replace(
+        "{train_to: 2026-03-01, validation_to: 2026-03-02}",
+        "{train_to: 2026-02-27, validation_to: 2026-03-01, test_to: 2026-03-02}",
+    )
+    manifest = run_features(loads(text), tmp_path, tmp_path / "out")
+    first, second = manifest["warnings"]
+    assert first == (
+        "20 events of the label 'click' were in time, and no row has it: "
+        "they are of days outside of data.split"
+    )
+    assert "no training row" in second
 
 
 def test_a_label_without_positives_in_training_is_told(tmp_path):

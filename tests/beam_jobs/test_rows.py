@@ -305,7 +305,7 @@ def test_labels_after_an_action_may_be_missing_where_it_did_not_happen():
     assert joined.dead["reason"].to_pylist() == [t for t in expected if isinstance(t, str)]
     assert [json.loads(row)["key:impression"] for row in joined.dead["row"].to_pylist()] == ids[4:]
     # A purchase without its click is repaired; a blank is nothing to repair.
-    assert joined.counts == {"conversion_without_given.buy": 1}
+    assert joined.counts == {"actions_in_window.click": 4, "conversion_without_given.buy": 1}
 
 
 # --------------------------------------------------------------------------------------- join
@@ -354,7 +354,37 @@ def test_windows_are_inclusive_and_the_funnel_is_repaired(plan):
     joined = attribute(rows, {"buy": buys}, plan)
     assert joined.rows["label:buy"].to_pylist() == [1.0, 0.0, 0.0, 0.0]
     assert joined.rows["known:buy"][0].as_py() == 2 * DAY  # the first of two
-    assert joined.counts == {"actions_without_impression.buy": 1, "conversion_without_given.buy": 1}
+    assert joined.counts == {
+        "actions_without_impression.buy": 1,
+        "actions_before_impression.buy": 1,
+        "actions_after_window.buy": 1,
+        "actions_in_window.buy": 3,
+        "conversion_without_given.buy": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("time", "unit"),
+    [
+        ("unit: s", 1000),
+        ("unit: iso", 1000),
+        ("unit: ms", 1),
+        ("format: '%Y-%m-%d %H:%M'", 60_000),
+        ("format: '%Y-%m-%d %H:%M:%S.%f'", 1),
+    ],
+)
+def test_an_event_in_a_coarser_unit_than_its_impression_was_rounded_down(time, unit):
+    plan = plan_of(loads(SPEC.replace("{column: at, unit: ms}}}", f"{{column: at, {time}}}}}}}")))
+    rows = shown(("a", "u", "p", 1, 0, 1), ("b", "u", "p", 1, 0, 1), ("c", "u", "p", 1, 0, 1))
+    at = DAY + 3 * 60_000  # in all units whole
+    late = at + np.array([unit - 1, unit, 0])
+    rows = rows.set_column(rows.column_names.index("key:time"), "key:time", pa.array(late))
+    buys = events(("a", 0, 0), ("b", 0, 0), ("c", 0, 0))
+    buys = buys.set_column(2, "key:time", pa.array([at, at, at - 1]))
+    joined = attribute(rows, {"buy": buys}, plan)
+    assert joined.rows["label:buy"].to_pylist() == [1, 0, 0]
+    assert joined.rows["known:buy"].to_pylist() == late.tolist()
+    assert joined.counts["actions_before_impression.buy"] == 2
 
 
 def test_table_join_fills_what_is_missing():
