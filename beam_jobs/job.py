@@ -188,12 +188,13 @@ class _Job:
             else {"rows": 0}
             for split in SPLITS
         }
-        judge.require_rows(
-            {name: found["rows"] for name, found in splits.items()}, counts, self.spec, self.joined
-        )
+        rows = {name: found["rows"] for name, found in splits.items()}
+        judge.require_rows(rows, counts, self.spec, self.joined)
         warnings = [
             f"the {owner} table has no rows" for owner in OWNERS if self._write_missing_table(owner)
         ]
+        joined = sum(rows.values()) + counts.get("outside_split", 0)
+        warnings += judge.require_known(joined, counts, self.plan, self.folder)
         labels: dict[str, dict[str, float]] = {
             name: found.get("labels", {}) for name, found in splits.items()
         }

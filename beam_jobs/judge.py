@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from beam_jobs.plan import REQUEST, Plan
 from beam_jobs.sinks import read_arrow
@@ -15,9 +17,11 @@ from beam_jobs.steps import REASON
 from beam_jobs.validate import OF_LOGARITHM
 from recsys.errors import UserError
 from recsys.spec.records import ActionLabel, Spec, TimeSplit
+from recsys.spec.schema import OWNER_KEY
 
 _SHOWN = 3
 _MANY_DUPLICATES = 0.01
+_MANY_UNMATCHED = 0.5
 _MANY_EARLY, _MANY_LATE = 0.01, 0.1
 _MISSES = ("actions_without_impression", "actions_before_impression", "actions_after_window")
 _FEW_REQUESTS = 100
@@ -62,6 +66,12 @@ def _advice(reasons: dict[str, int], source: str) -> Iterator[str]:
             yield f"set {place}.unit or {place}.format"
     if any(reason.endswith(OF_LOGARITHM) for reason in reasons):
         yield "give the task's loss log: false"
+
+
+def _good_rows(counts: dict[str, int], source: str) -> int:
+    """How many rows of a log or table are not bad."""
+    bad = sum(n for name, n in counts.items() if name.startswith(f"bad.{source}{REASON}"))
+    return counts.get(f"read.{source}", 0) - bad
 
 
 def _short(text: str) -> str:
@@ -136,6 +146,55 @@ def require_rows(rows: dict[str, int], counts: dict[str, int], spec: Spec, joine
     )
 
 
+def require_known(rows: int, counts: dict[str, int], plan: Plan, folder: Path) -> list[str]:
+    """Refuse a table of which no row is of an impression's user or item.
+
+    Args:
+        rows: Impressions that were joined.
+        counts: What the first pipeline counted.
+        plan: The plan.
+        folder: The features folder, with its tables and the joined rows.
+
+    Returns:
+        What there is to say of a table that most impressions miss.
+
+    Raises:
+        UserError: Names the table, and ids on both sides.
+    """
+    warnings = []
+    for owner, source in plan.tables.items():
+        there = _good_rows(counts, source.name)
+        missed = counts.get(f"{owner}_rows_unmatched", 0)
+        if there <= 0 or missed <= _MANY_UNMATCHED * rows:
+            continue
+        if missed < rows:
+            warnings.append(
+                f"{missed:,} of {rows:,} impressions have no row in the {source.name}: "
+                "their columns of it are missing"
+            )
+            continue
+        key = source.fields[0].column
+        raise UserError(
+            f"No impression has a row in the {source.name}.",
+            where=f"data.tables.{owner}.key ({key}) and data.keys.{owner} "
+            f"({getattr(plan.spec.data.keys, owner)})",
+            expected="the same ids in both",
+            found=f"{there:,} rows of the table, with ids such as "
+            f"{_some(pq.read_table(folder / 'tables' / f'{owner}.parquet')[OWNER_KEY])}, and "
+            f"{rows:,} impressions, with ids such as {_some(_joined(folder)[f'key:{owner}'])}",
+            fix="Correct the key in the spec, or write the ids alike.",
+        )
+    return warnings
+
+
+def _some(ids: pa.ChunkedArray) -> str:
+    return ", ".join(repr(value) for value in ids.unique().slice(0, _SHOWN).to_pylist())
+
+
+def _joined(folder: Path) -> pa.Table:
+    return read_arrow(str(next(folder.rglob("*.arrow"))))
+
+
 def require_matches(counts: dict[str, int], plan: Plan) -> None:
     """Refuse an action log of which no event follows an impression within the window.
 
@@ -150,7 +209,7 @@ def require_matches(counts: dict[str, int], plan: Plan) -> None:
         if not isinstance(task.label, ActionLabel) or counts.get(f"actions_in_window.{task.name}"):
             continue
         log = task.label.action
-        events = _events(counts, log)
+        events = _good_rows(counts, log)
         if events <= 0:
             continue
         lost, early, late = (counts.get(f"{name}.{log}", 0) for name in _MISSES)
@@ -165,17 +224,11 @@ def require_matches(counts: dict[str, int], plan: Plan) -> None:
         )
 
 
-def _events(counts: dict[str, int], log: str) -> int:
-    """How many good events a log has."""
-    bad = sum(n for name, n in counts.items() if name.startswith(f"bad.{log}{REASON}"))
-    return counts.get(f"read.{log}", 0) - bad
-
-
 def doubtful_actions(counts: dict[str, int], plan: Plan) -> list[str]:
     """What there is to say of events that come before their impression or after all windows."""
     warnings = []
     for log in plan.actions:
-        events = _events(counts, log)
+        events = _good_rows(counts, log)
         _, early, late = (counts.get(f"{name}.{log}", 0) for name in _MISSES)
         if early > _MANY_EARLY * events:
             warnings.append(

@@ -198,6 +198,34 @@ def test_actions_of_days_outside_of_the_split_are_told(tmp_path):
     assert "no training row" in second
 
 
+ITEMS = SPEC.replace("  keys:", "  tables: {item: {path: items.csv, key: id}}\n  keys:")
+
+
+def test_a_table_of_other_ids(refuse, tmp_path):
+    (tmp_path / "input").mkdir()
+    items = pd.DataFrame({"id": ["item-7"], "price": [1.0]})
+    items.to_csv(tmp_path / "input" / "items.csv", index=False)
+    shown = rows().drop(columns="price").assign(item="p7").drop_duplicates()
+    error = refuse(shown, ITEMS)
+    assert error.message == "No impression has a row in the item table."
+    assert error.where == "data.tables.item.key (id) and data.keys.item (item)"
+    assert error.found == (
+        "1 rows of the table, with ids such as 'item-7', "
+        f"and {len(shown)} impressions, with ids such as 'p7'"
+    )
+
+
+@pytest.mark.parametrize("known", [29, 30])
+def test_a_table_that_most_impressions_miss_is_told(tmp_path, known):
+    rows().drop(columns="price").to_csv(tmp_path / "log.csv", index=False)
+    items = pd.DataFrame({"id": [f"p{n}" for n in range(known)], "price": 1.0})
+    items.to_csv(tmp_path / "items.csv", index=False)
+    spec = loads(ITEMS.replace("path: log", "path: log.csv"))
+    warnings = run_features(spec, tmp_path, tmp_path / "out")["warnings"]
+    told = "31 of 60 impressions have no row in the item table: their columns of it are missing"
+    assert warnings == ([told] if known == 29 else [])
+
+
 def test_a_label_without_positives_in_training_is_told(tmp_path):
     table = rows()
     table.loc[table["at"] < "2026-03-02", "clicked"] = 0
