@@ -90,6 +90,7 @@ class _Job:
         self.scratch = folder / ".scratch"
         self.joined = self.scratch / "joined"
         self.name = uuid.uuid4().hex
+        self.warnings: list[str] = []
         self.done: dict[str, int] = {}
         self.all: dict[str, int] = {}
 
@@ -115,7 +116,15 @@ class _Job:
         """What there is to read, checked, and how many shards it is worth."""
         from beam_jobs import sources
 
-        files = {source.name: sources.resolve(self.input, source) for source in self.plan.sources}
+        found = {source.name: sources.resolve(self.input, source) for source in self.plan.sources}
+        files = {name: sources.filled(some) for name, some in found.items()}
+        for name, some in found.items():
+            empty = [file.path for file in some if file not in files[name]]
+            if empty:
+                self.warnings.append(
+                    f"{len(empty):,} of {len(some):,} files of {name} are empty: {empty[0]}"
+                    + (" and others" if len(empty) > 1 else "")
+                )
         for source in self.plan.sources:
             self._require_outside(files[source.name], source.name)
             sources.check(files[source.name], source)
@@ -190,7 +199,7 @@ class _Job:
         }
         rows = {name: found["rows"] for name, found in splits.items()}
         judge.require_rows(rows, counts, self.spec, self.joined)
-        warnings = [
+        warnings = self.warnings + [
             f"the {owner} table has no rows" for owner in OWNERS if self._write_missing_table(owner)
         ]
         joined = sum(rows.values()) + counts.get("outside_split", 0)

@@ -13,6 +13,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -39,6 +40,9 @@ _DELIMITERS = {",": "a comma", ";": "';'", "\t": "a tab", "|": "'|'"}
 ROWS_PER_BLOCK = 65_536
 ROWS_PER_RUN, RUNS = 50, 20
 _PRIME = 999_983
+_LEAST_PACKED = 100
+"""Bytes that may be the packing of nothing."""
+_LONGEST = 500
 _FEW_DAYS = 0.01
 """Share of a log's times up to which those at midnight are moments as any other."""
 BYTES_PER_BLOCK = 8 << 20
@@ -139,8 +143,10 @@ def resolve(input_path: Path, source: Source) -> list[File]:
     else:
         found = [
             below
-            for match in glob.glob(str(target), recursive=True)
-            for below in (_below(Path(match)) if Path(match).is_dir() else [Path(match)])
+            # The input's own name is none of the pattern.
+            for name in glob.glob(source.path, root_dir=input_path, recursive=True)
+            for match in [input_path / name]
+            for below in (_below(match) if match.is_dir() else [match])
             if _is_data(below, input_path)
         ]
     if not found:
@@ -199,6 +205,19 @@ def _nothing_found(input_path: Path, target: Path, source: Source) -> UserError:
     )
 
 
+def filled(files: list[File]) -> list[File]:
+    """The files that are not empty, as writers leave them; all where none has anything."""
+    return [file for file in files if not _is_blank(file)] or files
+
+
+def _is_blank(file: File) -> bool:
+    size = os.path.getsize(file.path)
+    if size > _LEAST_PACKED or not file.is_csv:
+        return not size
+    with _readable(file), file.open() as stream:
+        return not stream.read(1)
+
+
 def check(files: list[File], source: Source) -> None:
     """Check that each file can be opened and has the source's columns.
 
@@ -215,7 +234,7 @@ def check(files: list[File], source: Source) -> None:
                 f"Column {twice[0]!r} is there twice.",
                 where=file.path,
                 expected="each column once",
-                found=", ".join(header),
+                found=_shown(header),
             )
         missing = [column for column in source.columns if column not in header]
         if missing:
@@ -226,34 +245,67 @@ def check(files: list[File], source: Source) -> None:
                 f"column{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))}.",
                 where=file.path,
                 expected=", ".join(source.columns),
-                found=", ".join(header) or "no columns",
+                found=_shown(header) or "no columns",
                 fix=f"Did you mean {' or '.join(near)}?"
                 if near
                 else "Correct the column in the spec, or the file.",
             )
 
 
+def _shown(names: list[str]) -> str:
+    """Names in one line, without what a terminal would obey."""
+    text = ", ".join(names)
+    text = "".join(mark if mark.isprintable() else ascii(mark)[1:-1] for mark in text)
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + " ..."
+
+
 def damaged(file: File, error: Exception) -> UserError:
-    """The error of a file that cannot be read."""
-    kind = "CSV" if file.is_csv else "Parquet"
+    """The error of a file that cannot be read, or that begins as files of other formats do."""
+    with open(file.path, "rb") as stream:
+        begin = stream.read(4)
+    other = next((told for mark, told in _FORMATS.items() if begin.startswith(mark)), None)
+    found, fix = str(error).split("\n")[0], "Write the file again, or take it away."
+    if other is not None and not (other == "gzip" and file.path.lower().endswith(".gz")):
+        found, fix = other, f"Write it as its name says{_RENAME.get(other, '')}."
     return UserError(
         "A file is damaged or is not what its name says.",
         where=file.path,
-        expected=f"a readable {kind} file",
-        found=str(error).split("\n")[0],
-        fix="Write the file again, or take it away.",
+        expected="a readable CSV file in UTF-8" if file.is_csv else "a readable Parquet file",
+        found=_shown([found]),
+        fix=fix,
     )
 
 
-def _header(file: File) -> list[str]:
+_FORMATS = {
+    b"PAR1": "Parquet",
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "a ZIP or Excel file",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+"""How files of some formats begin."""
+_RENAME = {"Parquet": ", or name it .parquet", "gzip": ", or name it .csv.gz"}
+
+
+@contextmanager
+def _readable(file: File) -> Iterator[None]:
+    """Turn what fails within into the error of a damaged file."""
     try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
+        raise damaged(file, error) from None
+
+
+def _header(file: File) -> list[str]:
+    with _readable(file):
         if not file.is_csv:
             return list(pq.read_schema(file.path).names)
         with file.open() as stream:
+            if stream.read(4).startswith(tuple(_FORMATS)):
+                raise pa.ArrowInvalid("no text")
+        with file.open() as stream:
             text = io.TextIOWrapper(stream, "utf-8-sig", errors="replace", newline="")
             return next(csv.reader(text, delimiter=file.delimiter), [])
-    except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
-        raise damaged(file, error) from None
 
 
 def check_delimiter(file: File) -> None:
@@ -287,12 +339,10 @@ def tasks(files: list[File], source: Source, max_rows: int | None = None) -> lis
         row = number * ROWS_PER_FILE
         if file.is_csv:
             found.append(ReadTask(source, file, row, offset))
-            offset += 0 if max_rows is None else _count_rows(file)
+            offset += 0 if max_rows is None else _count_rows(file, source)
             continue
-        try:
+        with _readable(file):
             metadata = pq.read_metadata(file.path)
-        except (pa.ArrowException, OSError) as error:
-            raise damaged(file, error) from None
         for group in range(metadata.num_row_groups):
             found.append(ReadTask(source, file, row, offset, (group,)))
             row += metadata.row_group(group).num_rows
@@ -320,8 +370,16 @@ def tells_moments(files: list[File], source: Source) -> bool:
     return True
 
 
-def _count_rows(file: File) -> int:
-    return sum(map(len, _csv_blocks(file, [_header(file)[0]], [])))
+def _count_rows(file: File, source: Source) -> int:
+    names = _named(file)
+    column = next((name for name in source.columns if name in names), names[0])
+    with _readable(file):
+        return sum(map(len, _csv_blocks(file, [column], [])))
+
+
+def _named(file: File) -> list[str]:
+    """The columns that can be asked for: a name in no UTF-8 cannot."""
+    return [name for name in _header(file) if not (file.is_csv and "\ufffd" in name)]
 
 
 def read(task: ReadTask) -> Iterator[tuple[pa.Table, list[str]]]:
@@ -341,7 +399,7 @@ def read(task: ReadTask) -> Iterator[tuple[pa.Table, list[str]]]:
     try:
         rest: list[str] = []
         if task.source.whole:
-            rest = sorted(set(_header(task.file)) - set(columns) - set(dict(task.file.partitions)))
+            rest = sorted(set(_named(task.file)) - set(columns) - set(dict(task.file.partitions)))
         blocks = (
             _csv_blocks(task.file, [*columns, *rest], ragged)
             if task.file.is_csv
@@ -349,8 +407,8 @@ def read(task: ReadTask) -> Iterator[tuple[pa.Table, list[str]]]:
         )
         for block in blocks:
             if rest:
-                hashed = pa.array(_hash_of(block.select(rest)))
-                block = block.drop_columns(rest).append_column(UNREAD, hashed)
+                hashed = pa.array(_hash_of(block.drop_columns(columns)))
+                block = block.select(columns).append_column(UNREAD, hashed)
             for name, value in task.file.partitions:
                 if name in task.source.columns:
                     block = block.append_column(name, pa.array([value] * len(block), pa.string()))
@@ -386,8 +444,10 @@ def _parquet_blocks(task: ReadTask, columns: list[str]) -> Iterator[pa.Table]:
 def _hash_of(rows: pa.Table) -> np.ndarray:
     """A hash of all columns, uint64 [rows]; the same for the same values in every run."""
     total = np.zeros(len(rows), dtype=np.uint64)
-    for at, name in enumerate(rows.column_names):
-        values = rows[name].combine_chunks()
+    # By place, for two may have one name.
+    names = rows.column_names
+    for at, place in enumerate(sorted(range(len(names)), key=names.__getitem__)):
+        values = rows.column(place).combine_chunks()
         missing = values.is_null().to_numpy(zero_copy_only=False)
         total = mixed(total ^ np.where(missing, np.uint64(0), _bits_of(values)), at + 1)
     return total

@@ -1,5 +1,7 @@
 """What wrong input gets: a clear error, and nothing left behind."""
 
+import gzip
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -271,6 +273,55 @@ def test_parquet_pages_that_are_damaged_are_met_by_a_worker(refuse, tmp_path):
 def test_a_csv_file_of_no_bytes(refuse):
     error = refuse(files={"a.csv": b""})
     assert "'user'" in error.message and error.found == "no columns"
+
+
+@pytest.mark.parametrize("name", ["b.csv", "b.csv.gz", "b.parquet"])
+def test_files_of_no_bytes_beside_others_are_told(tmp_path, name):
+    (tmp_path / "log").mkdir()
+    rows().to_csv(tmp_path / "log" / "a.csv", index=False)
+    (tmp_path / "log" / name).write_bytes(gzip.compress(b"") if name.endswith("gz") else b"")
+    manifest = run_features(loads(SPEC), tmp_path, tmp_path / "out")
+    assert manifest["warnings"] == [
+        f"1 of 2 files of impressions are empty: {tmp_path / 'log' / name}"
+    ]
+    assert sum(manifest["rows"].values()) == 60
+
+
+@pytest.mark.parametrize(
+    ("name", "packed", "found", "advice"),
+    [
+        ("a.csv", "parquet", "Parquet", "name it .parquet"),
+        ("a.csv", "gzip", "gzip", "name it .csv.gz"),
+        ("a.csv", "utf-16", "UTF-16", "Write it as its name says."),
+        ("a.parquet", "gzip", "gzip", "Write it as its name says"),
+    ],
+)
+def test_a_file_of_another_format_is_named(refuse, tmp_path, name, packed, found, advice):
+    text = rows().to_csv(index=False)
+    if packed == "parquet":
+        pq.write_table(pa.Table.from_pandas(rows()), tmp_path / "x")
+        content = (tmp_path / "x").read_bytes()
+        (tmp_path / "x").unlink()
+    else:
+        content = gzip.compress(text.encode()) if packed == "gzip" else text.encode(packed)
+    error = refuse(files={name: content})
+    assert (error.message, error.found) == (
+        "A file is damaged or is not what its name says.", found
+    )  # fmt: skip
+    assert advice in error.fix
+
+
+def test_what_a_terminal_would_obey_is_escaped(refuse):
+    error = refuse(files={"a.csv": b"us\x1b[31mer,\x00\x07,\xc3\xbc\n1,2,3\n"})
+    assert error.found == r"us\x1b[31mer, \x00\x07, ü"
+
+
+@pytest.mark.parametrize("most", ["", "  max_rows: 50\n"])
+def test_a_truncated_packed_file(refuse, most):
+    content = gzip.compress(rows(4000).to_csv(index=False).encode())
+    text = SPEC.replace("features:", f"{most}features:", 1)
+    error = refuse(text=text, files={"b.csv.gz": content[: len(content) // 2]})
+    assert "damaged" in error.message and error.where.endswith("b.csv.gz")
 
 
 def test_a_column_that_is_there_twice(refuse):

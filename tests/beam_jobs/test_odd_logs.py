@@ -238,6 +238,29 @@ def test_columns_that_nothing_reads_are_hashed_alike_in_every_format(tmp_path: P
     assert rest.column_names == ["user", "key:rest", "key:row"]
 
 
+def test_columns_that_nothing_reads_may_have_one_name(tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    table = pa.table({"user": ["u", "u", "u"], "a": [1, 1, 1], "b": [1, 1, 2]})
+    pq.write_table(table.rename_columns(["user", "a", "a"]), tmp_path / "log" / "x.parquet")
+    first, second, third = read(tmp_path, log_source(whole=True))[0]["key:rest"].to_pylist()
+    assert first == second != third
+
+
+@pytest.mark.parametrize("most", [None, 2])
+def test_a_header_of_another_encoding(tmp_path: Path, most: int | None) -> None:
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "x.csv").write_bytes("größe,user,n\n1,u,1\n2,v,2\n".encode("latin1"))
+    table, _ = read(tmp_path, log_source(whole=True), most)
+    assert table["user"].to_pylist() == [b"u", b"v"]
+
+
+def test_a_pattern_below_an_input_that_looks_like_one(tmp_path: Path) -> None:
+    (tmp_path / "x[1]*?" / "day=1").mkdir(parents=True)
+    (tmp_path / "x[1]*?" / "day=1" / "log-1.csv").write_text("user\nu\n")
+    for path in ("**/log-*.csv", "day=*"):
+        assert read(tmp_path / "x[1]*?", log_source(path))[0]["user"].to_pylist() == [b"u"]
+
+
 def test_parquet_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     (tmp_path / "log").mkdir()
     pq.write_table(
