@@ -31,6 +31,7 @@ from recsys.spec.records import ActionLabel, ColumnLabel
 from recsys.spec.schema import label_column
 
 Counts = dict[str, int]
+CONTRADICTS = "is there twice, with different values"
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,14 @@ def _first_of(codes: np.ndarray) -> np.ndarray:
     return first
 
 
-def deduplicate(table: pa.Table, source: str, key: str | None) -> Joined:
+def deduplicate(table: pa.Table, source: str, key: str | None, column: str = "") -> Joined:
     """Keep the first of rows that are equal in all columns.
 
     `rest` stands for the columns that nothing reads. It counts where a row has no time, or one
     that is a day: of two events at one moment, what else is written of them is no difference.
 
     Rows that share the column `key` but differ otherwise contradict each other: the first is
-    kept, the others are dead letters.
+    kept, the others are dead letters, which name it as the log's own `column`.
     """
     if REST in table.column_names and TIME in table.column_names:
         is_day = table[TIME].to_numpy() % MS_PER_DAY == 0
@@ -83,7 +84,7 @@ def deduplicate(table: pa.Table, source: str, key: str | None) -> Joined:
     if alone.all():
         return Joined(kept, counts=counts)
     others = kept.filter(pa.array(~alone)).drop_columns([ROW]).to_pylist()
-    reason = f"{key.removeprefix('key:')} is there twice, with different values"
+    reason = f"{column} {CONTRADICTS}"
     dead = dead_letters(source, [reason] * len(others), others)
     return Joined(kept.filter(pa.array(alone)), dead, counts)
 

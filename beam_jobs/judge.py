@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from beam_jobs.join import CONTRADICTS
 from beam_jobs.plan import REQUEST, Plan
 from beam_jobs.sinks import read_arrow
 from beam_jobs.steps import REASON
@@ -64,6 +65,8 @@ def _advice(reasons: dict[str, int], source: str) -> Iterator[str]:
     for end, place in (("is no time", time), ("is no date", "data.split.column")):
         if any(reason.endswith(end) for reason in reasons):
             yield f"set {place}.unit or {place}.format"
+    if any(reason.endswith(CONTRADICTS) for reason in reasons):
+        yield "leave one row of each id"
     if any(reason.endswith(OF_LOGARITHM) for reason in reasons):
         yield "give the task's loss log: false"
 

@@ -7,6 +7,7 @@ import pyarrow.compute as pc
 
 from beam_jobs.join import latest
 from beam_jobs.plan import TABLE_KEY, Owner, Plan, raw
+from recsys.raw import canonical
 from recsys.spec.schema import OWNER_KEY
 
 
@@ -50,7 +51,7 @@ def serving_rows(
             None,
         )
         if holder is None and column.name in own_keys:
-            values = key.cast(kind)
+            values, _ = canonical(key, column)
         elif holder is None:
             values = pa.nulls(len(key), kind)
         else:

@@ -169,10 +169,11 @@ class AttributeActions(beam.PTransform):
             }
             yield from _aside(DEAD_LETTER.empty_table(), lost)
             return
-        key = IMPRESSION if self.plan.spec.data.keys.impression else None
+        column = self.plan.spec.data.keys.impression
+        key = IMPRESSION if column else None
         shown = Joined(gather(logs["impressions"]))
         if self.plan.spec.data.duplicates == "remove":
-            shown = deduplicate(shown.rows, "impressions", key)
+            shown = deduplicate(shown.rows, "impressions", key, column or "")
         rows = shown.rows.append_column(IDENTITY, pa.array(identity(shown.rows)))
         events = {
             name: gather(logs[name]) if logs[name] else _no_events() for name in self.plan.actions
@@ -229,11 +230,12 @@ class JoinTable(beam.PTransform):
         shown, table = list(logs["shown"]), None
         if self.owner in self.plan.tables:
             parts = list(logs.get("table", ()))
-            name = self.plan.tables[self.owner].name
+            source = self.plan.tables[self.owner]
+            name = source.name
             unique = (
-                deduplicate(gather(parts), name, TABLE_KEY)
+                deduplicate(gather(parts), name, TABLE_KEY, source.fields[0].column)
                 if parts
-                else Joined(_empty_table(self.plan.tables[self.owner]))
+                else Joined(_empty_table(source))
             )
             # A table's repeated rows are no impressions; they are counted under their own name.
             removed = unique.counts.get("duplicates_removed", 0)

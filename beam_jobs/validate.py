@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from beam_jobs.plan import PLACE, REST, ROW, UNREAD, Field, Source
 from recsys.artifacts import finite
-from recsys.raw import canonical, is_missing
+from recsys.raw import canonical, is_list, is_missing
 from recsys.spec.records import TimeColumn
 from recsys.spec.schema import RawColumn
 
@@ -56,9 +56,10 @@ def validate(block: pa.Table, ragged: list[str], source: Source) -> Checked:
     }
     reasons = np.full(len(block), "", dtype=object)
     for field in source.fields:
-        values, bad, reason = check_field(_as_text(block[field.column]), field)
+        values, faults = check_field(_as_text(block[field.column]), field)
         columns[field.target] = values
-        reasons[bad & (reasons == "")] = reason
+        for reason, bad in faults.items():
+            reasons[bad & (reasons == "")] = reason
     for field in source.fields:
         if field.kind in ("binary", "value"):
             _check_label(field, columns, reasons)
@@ -141,42 +142,57 @@ def count_reasons(dead: pa.Table) -> dict[str, int]:
     return dict(Counter(dead["reason"].to_pylist()))
 
 
-def check_field(values: pa.ChunkedArray, field: Field) -> tuple[pa.Array, np.ndarray, str]:
-    """The field's values, which of them are bad, and the reason that a bad one has.
+def check_field(values: pa.ChunkedArray, field: Field) -> tuple[pa.Array, dict[str, np.ndarray]]:
+    """The field's values, and the reasons for which some are bad, each with where it holds.
 
     A label may be missing here: whether it may depends on other labels.
     """
     name = field.column
     if field.kind in ("time", "day"):
         assert field.time is not None
-        ms, bad = parse_time(values, field.time)
-        if field.kind == "day":
+        is_day = field.kind == "day"
+        ms, bad = parse_time(_local(values) if is_day else values, field.time)
+        if is_day:
             days = np.floor_divide(ms, MS_PER_DAY).astype(np.int32)
-            return pa.array(days), bad, f"{name} is no date"
-        return pa.array(ms), bad, f"{name} is no time"
+            return pa.array(days), {f"{name} is no date": bad}
+        return pa.array(ms), {f"{name} is no time": bad}
     if field.kind in ("text", "key"):
-        text, bad = canonical(values, RawColumn(name, "string", "context"), field.separator)
-        if field.kind == "key":
-            missing = is_missing(text).to_numpy(zero_copy_only=False)
-            return text, bad | missing, f"{name} is missing"
-        if field.separator is not None and not pa.types.is_binary(values.type):
-            return text, bad, f"{name} is no list of texts without {field.separator!r}"
-        return text, bad, f"{name} is no text"
+        return _check_text(values, field)
     number, bad = canonical(values, RawColumn(name, "float32", "context"))
     if field.kind == "binary":
         array = number.to_numpy()
         wrong = ~np.isnan(array) & ~np.isin(array, (0.0, 1.0))
-        return number, bad | wrong, f"label {name} is not 0 or 1"
+        return number, {f"label {name} is not 0 or 1": bad | wrong}
     if field.kind == "weight":
         wrong = ~(number.to_numpy() >= 0)
-        return number, bad | wrong, f"weight {name} is missing or negative"
+        return number, {f"weight {name} is missing or negative": bad | wrong}
     if field.kind == "value":
-        return number, bad, f"label {name} is no number"
-    return number, bad, f"{name} is no number"
+        return number, {f"label {name} is no number": bad}
+    return number, {f"{name} is no number": bad}
 
 
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+def _check_text(values: pa.ChunkedArray, field: Field) -> tuple[pa.Array, dict[str, np.ndarray]]:
+    name, mark = field.column, field.separator
+    text, bad = canonical(values, RawColumn(name, "string", "context"), mark)
+    faults = {f"{name} is no text": bad}
+    if mark is None and is_list(values.type):
+        advice = "" if field.kind == "key" else ": set encode.max_length of its feature"
+        faults = {f"{name} is a list{advice}": values.is_valid().to_numpy()}
+    elif mark is not None and not pa.types.is_binary(values.type):
+        faults = {f"{name} is no list of texts without {mark!r}": bad}
+    if field.kind == "key":
+        faults[f"{name} is missing"] = is_missing(text).to_numpy(zero_copy_only=False)
+    return text, faults
+
+
+_OFFSET = r"([Tt ][0-9]{1,2}(:?[0-9]{2}){0,2}([.,][0-9]+)?) *([Zz]|[+-][0-9]{2}(:?[0-9]{2})?)\s*\z"
+
+
+def _local(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Texts of times without their distance from UTC: the day is the one that is written."""
+    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        return values
+    return pc.replace_substring_regex(values, _OFFSET, r"\1")
 
 
 def parse_time(values: pa.ChunkedArray, column: TimeColumn) -> tuple[np.ndarray, np.ndarray]:
@@ -201,6 +217,9 @@ def _parse(values: pa.ChunkedArray, column: TimeColumn) -> tuple[np.ndarray, np.
         return _from_numbers(values, column.unit)
     # Logs have few distinct days and often few distinct times: parse each once.
     text, bad = canonical(values, RawColumn(column.column, "string", "context"))
+    if column.format is None:
+        # One value in nanoseconds would have pandas read all of them so, in fewer years.
+        text = pc.replace_substring_regex(text, r"([.,][0-9]{6})[0-9]+", r"\1")
     coded = text.dictionary_encode()
     format = column.format or "ISO8601"
     moments = pd.to_datetime(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +30,8 @@ _SHORT = {
     r"^(false|False|FALSE)\z": "0",
     r"^(-?[0-9]+)\.0\z": r"\1",
 }
+_FRACTIONS = {r"\.0+(Z?)\z": r"\1", r"(\.[0-9]*[1-9])0+(Z?)\z": r"\1\2"}
+"""Zeros at the end of a time's seconds."""
 _ANY = "|".join(_SHORT)
 _WRITTEN = re.compile(_ANY.replace(r"\z", r"\Z"))
 _TRUTH = {"true": "1", "True": "1", "TRUE": "1", "false": "0", "False": "0", "FALSE": "0"}
@@ -68,6 +71,8 @@ def canonical(
         values = values.combine_chunks()
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
+    if isinstance(values.type, pa.BaseExtensionType):
+        values = _stored(values)
     try:
         return _text(values, separator) if column.dtype == "string" else _number(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
@@ -96,6 +101,14 @@ def is_missing(text: pa.Array) -> pa.Array:
     return pc.is_in(pc.utf8_trim_whitespace(text), value_set=pa.array(MISSING_TEXTS))
 
 
+def _stored(values: pa.ExtensionArray) -> pa.Array:
+    """What an extension of Arrow's types is stored as; the ids of UUIDs as their text."""
+    if values.type.extension_name != "arrow.uuid":
+        return values.storage
+    ids = [None if own is None else str(UUID(bytes=own)) for own in values.storage.to_pylist()]
+    return pa.array(ids, pa.string())
+
+
 def _good(values: pa.Array) -> np.ndarray:
     return np.zeros(len(values), dtype=bool)
 
@@ -108,7 +121,7 @@ def _present(values: pa.Array) -> np.ndarray:
 def _text(values: pa.Array, separator: str | None = None) -> tuple[pa.Array, np.ndarray]:
     kind = values.type
     bad = _good(values)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    if is_list(kind):
         parts = pc.list_flatten(values)
         text, bad_parts = _text(parts)
         if separator is not None:
@@ -143,6 +156,15 @@ def _text(values: pa.Array, separator: str | None = None) -> tuple[pa.Array, np.
         return pa.array(text, pa.string()), bad | np.isinf(numbers)
     elif pa.types.is_nested(kind):
         return pa.array([""] * len(values), pa.string()), _present(values)
+    elif pa.types.is_decimal(kind):
+        numbers = [None if n is None else f"{n:f}" for n in values.to_pylist()]
+        short = [n.rstrip("0").rstrip(".") if n and "." in n else n for n in numbers]
+        values = pa.array(short, pa.string())
+    elif pa.types.is_timestamp(kind) or pa.types.is_time(kind):
+        # The same moment is written alike, whatever unit it is counted in.
+        values = values.cast(pa.string())
+        for pattern, kept in _FRACTIONS.items():
+            values = pc.replace_substring_regex(values, pattern, kept)
     elif _is_bytes(kind):
         raw = values.to_pylist()
         text = []
@@ -188,6 +210,13 @@ def unbracketed(text: pa.Array, separator: str) -> tuple[pa.Array, np.ndarray]:
     joined = pc.binary_join(pa.ListArray.from_arrays(lists.offsets, parts), separator)
     bad &= rows
     return pc.if_else(pa.array(bad), "", pc.if_else(is_list, joined, text)), bad
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether Arrow's values of this type are lists."""
+    return (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
 
 
 def _is_bytes(kind: pa.DataType) -> bool:

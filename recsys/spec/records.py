@@ -98,7 +98,8 @@ class Table(Record):
     path: Text
     """File, folder or glob below the input folder; CSV, TSV or Parquet by its ending."""
     key: Text
-    """Column of the user or item ids; of rows with the same id, only the first is used."""
+    """Column of the user or item ids; of rows with the same id that differ, all but the first are
+    bad records."""
     prefix: str = ""
     """Put before the names of the table's other columns, where those of another file are the same:
     with `item_`, its `country` is the column `item_country` of features and requests."""

@@ -124,7 +124,7 @@ def test_ragged_lines_are_bad_records(refuse):
 def test_text_that_is_no_utf8_is_a_bad_record(refuse):
     text = rows().to_csv(index=False).encode() + b"\xff,p,2026-03-01,1,1\n"
     error = refuse(files={"a.csv": text})
-    assert "1 × user is missing" in error.found
+    assert "1 × user is no text" in error.found
 
 
 def test_an_empty_split_says_what_was_found(refuse):
@@ -201,6 +201,26 @@ def test_actions_of_days_outside_of_the_split_are_told(tmp_path):
 
 
 ITEMS = SPEC.replace("  keys:", "  tables: {item: {path: items.csv, key: id}}\n  keys:")
+
+
+def test_rows_of_one_id_that_differ_name_its_column(refuse, tmp_path):
+    (tmp_path / "input").mkdir()
+    items = pd.DataFrame({"id": ["p1", "p2"] * 2, "price": range(4)})
+    items.to_csv(tmp_path / "input" / "items.csv", index=False)
+    error = refuse(rows().drop(columns="price"), ITEMS)
+    assert "2 × id is there twice, with different values" in error.found
+    assert "leave one row of each id" in error.fix
+
+
+def test_an_item_whose_own_id_is_a_feature_and_no_number(tmp_path):
+    rows().assign(item=range(60)).drop(columns="price").to_csv(tmp_path / "log.csv", index=False)
+    items = pd.DataFrame({"id": ["1", "x9"], "price": [1.0, 2.0]})
+    items.to_csv(tmp_path / "items.csv", index=False)
+    own = "  - {name: number, owner: item, column: item, encode: numeric}\ntasks:"
+    text = ITEMS.replace("path: log", "path: log.csv").replace("tasks:", own)
+    run_features(loads(text), tmp_path, tmp_path / "out")
+    table = pq.read_table(tmp_path / "out" / "tables" / "item.parquet").to_pandas()
+    assert table["item"].tolist()[0] == 1 and np.isnan(table["item"].tolist()[1])
 
 
 def test_a_table_of_other_ids(refuse, tmp_path):

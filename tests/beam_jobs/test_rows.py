@@ -2,8 +2,10 @@
 
 import json
 import math
+from dataclasses import replace
 from datetime import date
 from fractions import Fraction
+from uuid import UUID
 
 import numpy as np
 import pandas as pd
@@ -95,8 +97,6 @@ def test_sample_spreads_over_all_rows():
 
 
 def test_folders_globs_partitions_and_formats(plan, tmp_path):
-    from dataclasses import replace
-
     frame = pd.DataFrame({"id": ["01", "x,y"], "at": [1, 2]})
     for name in ("a/day=1/x.parquet", "a/day=2/y.csv", "a/day=2/_skip.csv", "a/.hid/z.csv"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -128,8 +128,6 @@ def test_folders_globs_partitions_and_formats(plan, tmp_path):
 
 @pytest.mark.parametrize("name", ["A.CSV", "A.Csv.GZ", "A.TSV", "A.PARQUET", "A.PQ"])
 def test_endings_in_capitals(plan, tmp_path, name):
-    from dataclasses import replace
-
     frame = pd.DataFrame({"id": ["01", "x,y"], "at": [1, 2]})
     path = tmp_path / "log" / name
     path.parent.mkdir()
@@ -191,6 +189,53 @@ def test_times_in_every_kind_of_text(kind, unit):
     ms, bad = parse_time(text, TimeColumn(column="t", unit=unit))
     assert ms.tolist() == ([DAY, 0, 0] if unit == "ms" else [0, DAY, 0])
     assert bad.tolist() == [unit == "iso", unit == "ms", True]
+
+
+@pytest.mark.parametrize("beside", ["2026-01-01T00:00:00.123456789", "2026-01-01"])
+def test_a_time_is_read_alike_whatever_is_beside_it(beside):
+    ms, bad = parse_time(pa.chunked_array([["1500-01-01", beside]]), TimeColumn(column="t"))
+    assert not bad.any() and ms[0] == -14_831_769_600_000 and ms[1] % 1000 in (123, 0)
+
+
+def test_the_day_of_a_split_is_the_one_that_is_written():
+    text = SPEC.replace("split: {", "split: {column: {column: local}, ")
+    source = plan_of(loads(text)).impressions
+    day = next(field for field in source.fields if field.target == "day")
+    written = ["2026-01-02T23:30:00-05:00", "2026-01-02 00:10:00.5+09", "2026-01-02T12:00Z"]
+    written += ["2026-01-02", "2026-01-02T2330-0500"]
+    block = pa.table({"key:row": range(5), "local": written})
+    good = validate(block, [], replace(source, fields=(day,))).good
+    assert good["day"].to_pylist() == [(date(2026, 1, 2) - date(1970, 1, 1)).days] * 5
+
+
+def test_values_that_cannot_be_a_key_are_not_missing(plan):
+    ids = pa.array([["a"], ["b"], None])
+    table = pa.table({"key:row": [0, 1, 2], "id": ids, "at": ["1", "2", "3"]})
+    reasons = validate(table, [], plan.actions["buy"]).dead["reason"].to_pylist()
+    assert reasons == ["id is a list", "id is a list", "id is missing"]
+    ids = pa.array([{"a": 1}, {"a": 2}, None])
+    table = table.set_column(1, "id", ids)
+    reasons = validate(table, [], plan.actions["buy"]).dead["reason"].to_pylist()
+    assert reasons == ["id is no text", "id is no text", "id is missing"]
+
+
+def test_a_list_without_a_length_is_bad_as_in_requests(plan):
+    (item,) = (field for field in plan.impressions.fields if field.target == "raw:item")
+    table = pa.table({"key:row": [0, 1], "item": [["a", "b"], None]})
+    checked = validate(table, [], replace(plan.impressions, fields=(item,)))
+    assert checked.good["raw:item"].to_pylist() == [""]
+    assert checked.dead["reason"].to_pylist() == [
+        "item is a list: set encode.max_length of its feature"
+    ]
+
+
+def test_uuids_are_keys(plan):
+    own = UUID("12345678-1234-5678-1234-567812345678")
+    ids = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([own.bytes, None], pa.binary(16)))
+    table = pa.table({"key:row": [0, 1], "id": ids, "at": ["1", "2"]})
+    checked = validate(table, [], plan.actions["buy"])
+    assert checked.good["key:impression"].to_pylist() == [str(own)]
+    assert checked.dead["reason"].to_pylist() == ["id is missing"]
 
 
 def test_times_beyond_a_signed_integer_are_bad():
@@ -319,10 +364,10 @@ def test_duplicates_and_contradictions():
             "x": pa.array([1.0, 1.0, np.nan, np.nan], pa.float32()),
         }
     )
-    joined = deduplicate(table, "impressions", "key:impression")
+    joined = deduplicate(table, "impressions", "key:impression", "id")
     assert joined.rows["row"].to_pylist() == [0, 3]
     assert joined.counts == {"duplicates_removed": 1}
-    assert joined.dead["reason"].to_pylist() == ["impression is there twice, with different values"]
+    assert joined.dead["reason"].to_pylist() == ["id is there twice, with different values"]
     # Without a key, only rows that are equal in everything are the same; missing equals missing.
     table = pa.table({"row": [0, 1, 2], "x": pa.array([np.nan, np.nan, 1.0], pa.float32())})
     assert deduplicate(table, "impressions", None).rows["row"].to_pylist() == [0, 2]

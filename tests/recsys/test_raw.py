@@ -1,6 +1,7 @@
 """Raw values are made canonical alike, from Arrow in the job and from JSON in the service."""
 
 import math
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
@@ -123,3 +124,18 @@ def test_a_value_is_read_alike_alone_and_among_others(values: list, column: RawC
         assert bad[row] == alone_bad[0]
         if not bad[row]:
             np.testing.assert_array_equal(together[row], alone[0])
+
+
+def _text_of(values):
+    return canonical(values, TEXT)[0].to_pylist()
+
+
+def test_decimals_and_times_are_written_alike_whatever_their_scale():
+    wide = pa.array([Decimal("7.00"), Decimal("7.50"), Decimal("-0.10"), None], pa.decimal128(9, 2))
+    assert _text_of(wide) == ["7", "7.5", "-0.1", ""]
+    assert _text_of(pa.array([Decimal("700")], pa.decimal128(5, -2))) == ["700"]
+    assert _text_of(pa.array([Decimal("100")], pa.decimal256(40, 0))) == ["100"]
+    moments = pa.array([1_767_323_045_000_000, 1_767_323_045_120_000], pa.timestamp("us"))
+    expected = ["2026-01-02 03:04:05", "2026-01-02 03:04:05.12"]
+    assert _text_of(moments) == _text_of(moments.cast(pa.timestamp("ns"))) == expected
+    assert _text_of(moments.cast(pa.timestamp("us", "UTC"))) == [f"{text}Z" for text in expected]
