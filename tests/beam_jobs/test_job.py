@@ -433,7 +433,7 @@ def test_dead_letters_have_reasons_and_the_row(folder):
     found = {(source, reason) for source, reason in letters[["source", "reason"]].to_numpy()}
     assert found == {
         ("impressions", "user is missing"),
-        ("impressions", "impression is there twice, with different values"),
+        ("impressions", "id is there twice, with different values"),
         ("click", "at is no time"),
         ("click", "wrong number of fields"),
     }
