@@ -11,6 +11,8 @@ from recsys.raw import canonical_values
 from recsys.spec import Spec
 from recsys.spec.schema import RawColumn, is_own_id, only_counted_by, raw_columns
 
+_SCALARS = (str, int, float, bool)
+
 
 def canonical_column(
     values: list[Any], column: RawColumn, separator: str | None = None
@@ -41,12 +43,13 @@ def canonical_column(
             groups[type(value)].append(row)
     for kind, rows in groups.items():
         found = [values[row] for row in rows]
-        if kind is not list:
+        if kind in _SCALARS:
             result[rows], bad[rows] = canonical_values(found, column, separator)
-        elif separator is None or column.dtype != "string":
-            bad[rows] = True
-        else:
+        elif kind is list and separator is not None and column.dtype == "string":
             result[rows], bad[rows] = _joined(found, column, separator)
+        else:
+            # Never Arrow's: it would make one struct of all keys of all objects.
+            bad[rows] = True
     return result, bad
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
@@ -33,7 +33,10 @@ from recsys.spec import Spec
 from recsys.spec.schema import RawColumn, output_names, raw_columns, separators, value_names
 from serving.body import parse_json
 from serving.columns import canonical_column, context_only, id_columns
-from serving.faults import BodyFault, Faults, RequestError
+from serving.faults import SHOWN_FAULTS, BodyFault, Faults, RequestError
+
+_BODY_KEYS = dict.fromkeys(("user", "context", "candidates", "top_k")).keys()
+_OWNER_KEYS = dict.fromkeys(("id", "features")).keys()
 
 Given = dict[str, tuple[np.ndarray, np.ndarray]]
 """Inline item features: column → (positions [k] of the candidates, values [k])."""
@@ -171,10 +174,11 @@ class Contract:
         tree = parse_json(body)
         if isinstance(tree, dict):
             self._check_count(tree.get("candidates"))
+        surplus = self._drop_surplus(tree)
         try:
             request: Any = self.model.model_validate(tree)
         except ValidationError as error:
-            raise RequestError.of(self._faults(error)) from None
+            raise RequestError.of(self._faults(error, surplus)) from None
         user, context = request.user, request.context
         if user.id is None and user.features is None:
             raise _one_fault(
@@ -221,6 +225,42 @@ class Contract:
                 "Rank fewer at once, or raise serve.max_candidates and publish.",
             )
 
+    def _drop_surplus(self, tree: Any) -> int:
+        """Take the unknown keys that no answer shows out of a body, and count them.
+
+        Pydantic makes a record of each, which would take seconds for those that a body can hold.
+        """
+        shown = dropped = 0
+        for part, known in self._objects(tree):
+            if part.keys() <= known:
+                continue
+            unknown = [key for key in part if key not in known]
+            surplus = unknown[max(SHOWN_FAULTS - shown, 0) :]
+            for key in surplus:
+                del part[key]
+            shown += len(unknown) - len(surplus)
+            dropped += len(surplus)
+        return dropped
+
+    def _objects(self, tree: Any) -> Iterator[tuple[dict[str, Any], Set[str]]]:
+        """The objects of a body in the order of pydantic's faults, each with the keys it may have."""
+        if not isinstance(tree, dict):
+            return
+
+        def owner(value: Any, name: str) -> Iterator[tuple[dict[str, Any], Set[str]]]:
+            if isinstance(value, dict):
+                if isinstance(features := value.get("features"), dict):
+                    yield features, self.by_owner[name].keys()
+                yield value, _OWNER_KEYS
+
+        yield from owner(tree.get("user"), "user")
+        if isinstance(context := tree.get("context"), dict):
+            yield context, self.by_owner["context"].keys()
+        candidates = tree.get("candidates")
+        for candidate in candidates if isinstance(candidates, list) else ():
+            yield from owner(candidate, "item")
+        yield tree, _BODY_KEYS
+
     def _one(self, given: dict[str, Any], owner: str, where: str, faults: Faults) -> dict[str, Any]:
         result = {}
         for name, value in given.items():
@@ -266,10 +306,10 @@ class Contract:
 
     # ----------------------------------------------------------------------- faults
 
-    def _faults(self, error: ValidationError) -> Faults:
+    def _faults(self, error: ValidationError, surplus: int) -> Faults:
         faults = Faults()
         items = error.errors(include_url=False)
-        faults.add(map(self._explained, items), len(items))
+        faults.add(map(self._explained, items), len(items) + surplus)
         return faults
 
     def _explained(self, item: ErrorDetails) -> BodyFault:
@@ -290,13 +330,13 @@ class Contract:
         inner = [str(part) for part in loc[:-1] if not isinstance(part, int)]
         allowed: tuple[str, ...]
         if not inner:
-            allowed = ("user", "context", "candidates", "top_k")
+            allowed = tuple(_BODY_KEYS)
         elif inner[0] == "context":
             allowed = self._asked("context")
         elif inner[-1] == "features":
             allowed = self._asked("user" if inner[0] == "user" else "item")
         else:
-            allowed = ("id", "features")
+            allowed = tuple(_OWNER_KEYS)
         places = {"user": "user.features", "item": "candidates[].features", "context": "context"}
         home = next((places[owner] for owner, names in self.by_owner.items() if key in names), "")
         if home:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 
 import jsonschema
 import orjson
+import pyarrow as pa
 import pytest
 
 from recsys.spec import Spec, loads
@@ -221,6 +223,50 @@ def test_all_faults_are_counted_and_few_are_shown(contract: Contract) -> None:
         error = refusal(contract, {**GOOD, "candidates": candidates})
         assert error.message.startswith(f"The request has {count} faults; the first: ")
         assert len(error.faults) == SHOWN_FAULTS
+
+
+def test_unknown_keys_beyond_those_shown_are_counted_without_a_record_each(
+    contract: Contract,
+) -> None:
+    many = {f"k{n}": 0 for n in range(30_000)}
+    bodies = (
+        {**GOOD, "context": many},
+        {**GOOD, **many},
+        {**GOOD, "user": {"id": None, "features": many}},
+        {**GOOD, "candidates": [{"id": "i1", "features": many}, {"id": "i2", **many}]},
+    )
+    for body in bodies:
+        text = json.dumps(body).encode()
+        parse_json(text)
+        tracemalloc.start()
+        error = refusal(contract, text)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        count = 60_000 if len(body["candidates"]) == 2 else 30_000
+        assert error.message.startswith(f"The request has {count} faults; the first: `k0`")
+        assert len(error.faults) == SHOWN_FAULTS
+        # The body itself takes 5 MB, and a record of each fault would take 20 MB more.
+        assert peak < 12_000_000 * count / 30_000
+    # Faults of other kinds are told as before, in their places.
+    error = refusal(contract, {"user": {"id": "u1", **many}, "candidates": [None], "top_k": 0})
+    assert error.message.startswith("The request has 30002 faults; the first: `k0`")
+
+
+def test_objects_where_a_value_belongs_take_no_memory_of_arrow(contract: Contract) -> None:
+    """Arrow would make one struct of all their keys: rows times keys."""
+    objects = [{f"k{n}": 0} for n in range(3000)]
+    candidates = [{"id": n, "features": {"price": objects[n]}} for n in range(300)]
+    before = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(before)
+    pa.set_memory_pool(pool)
+    try:
+        listed = {"id": 1, "features": {"tags": objects}}
+        assert refusal(contract, {**GOOD, "candidates": [listed]}).where.endswith("tags")
+        error = refusal(contract, {**GOOD, "candidates": candidates})
+    finally:
+        pa.set_memory_pool(before)
+    assert error.message.startswith("The request has 300 faults; the first: The value of `price`")
+    assert pool.max_memory() < 1_000_000
 
 
 def test_what_is_long_or_deep_is_shown_short(contract: Contract) -> None:
