@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recsys.spec.schema import counted_by
-from serving.columns import id_columns
+from serving.columns import id_columns, list_cuts
 from serving.contract import Contract, RankRequest
 from serving.store import LocalStore
 
@@ -37,6 +37,7 @@ class Assembler:
         self.store = store
         self._ids = {owner: id_columns(contract.spec, owner) for owner in ("user", "item")}
         self._counted_by = counted_by(contract.spec)
+        self._cuts = list_cuts(contract.spec)
 
     def __call__(self, request: RankRequest) -> Assembled:
         rows = len(request.keys)
@@ -44,22 +45,23 @@ class Assembler:
         users = self.store.lookup("user", [request.user_key or ""])
         columns: dict[str, np.ndarray] = {}
         for column in self.contract.columns:
-            dtype = object if column.dtype == "string" else np.float32
             if column.owner == "item":
                 values = items.columns.get(column.name)
                 if values is None:
-                    values = np.full(rows, column.default, dtype=dtype)
+                    values = _repeated(column.default, rows)
                 columns[column.name] = values
                 continue
             value = column.default
             if column.owner == "user" and column.name in users.columns:
                 value = users.columns[column.name][0]
             inline = request.user if column.owner == "user" else request.context
-            columns[column.name] = np.full(rows, inline.get(column.name, value), dtype=dtype)
+            columns[column.name] = _repeated(inline.get(column.name, value), rows)
         self._fill_ids(columns, request, bool(users.known[0]), items.known)
         for name, (positions, found) in request.items.items():
             columns[name][positions] = found
         self._fill_counters(columns, request)
+        # After the counters, which count by whole texts.
+        self._cut_lists(columns)
         return Assembled(columns, bool(users.known[0]), items.known)
 
     def _fill_ids(
@@ -80,7 +82,7 @@ class Assembler:
                 columns[name][unknown] = keys
 
     def _fill_counters(self, columns: dict[str, np.ndarray], request: RankRequest) -> None:
-        keys = self.contract.spec.data.keys
+        keys, rows = self.contract.spec.data.keys, len(request.keys)
         for name, by in self._counted_by.items():
             if name in request.user or name in request.context:
                 continue
@@ -91,15 +93,27 @@ class Assembler:
                 elif column == keys.item:
                     values.append(np.array(request.keys, dtype=object))
                 elif column == keys.user:
-                    values.append(_repeated(request.user_key or "", request))
+                    values.append(_repeated(request.user_key or "", rows))
                 else:
-                    values.append(_repeated(request.context.get(column, ""), request))
+                    values.append(_repeated(request.context.get(column, ""), rows))
             counted = self.store.count(name, values)
             if name in request.items:
                 positions, found = request.items[name]
                 counted[positions] = found
             columns[name] = counted
 
+    def _cut_lists(self, columns: dict[str, np.ndarray]) -> None:
+        for column in self.contract.columns:
+            if cut := self._cuts.get(column.name):
+                values = columns[column.name]
+                # One text of a user or a context would be transformed once a candidate.
+                values[:] = list(map(cut, values)) if column.owner == "item" else cut(values[0])
 
-def _repeated(value: str, request: RankRequest) -> np.ndarray:
-    return np.full(len(request.keys), value, dtype=object)
+
+def _repeated(value: str | float, rows: int) -> np.ndarray:
+    if not isinstance(value, str):
+        return np.full(rows, value, dtype=np.float32)
+    # `np.full` would make a copy of the text for each row.
+    result = np.empty(rows, dtype=object)
+    result[:] = value
+    return result

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from recsys.raw import canonical_values
 from recsys.spec import Spec
-from recsys.spec.schema import RawColumn, is_own_id, only_counted_by, raw_columns
+from recsys.spec.records import History
+from recsys.spec.schema import (
+    LIST_SEPARATOR,
+    WHITESPACE,
+    RawColumn,
+    feature_inputs,
+    is_own_id,
+    only_counted_by,
+    raw_columns,
+    weights_of,
+)
+
+MAX_TEXT = 2000
+"""Characters of an id, a text or a part of a list at most: the graph reads it once a candidate."""
 
 _SCALARS = (str, int, float, bool)
 
@@ -20,7 +35,8 @@ def canonical_column(
     """Values of one raw column as JSON gives them, in canonical form, and which are bad.
 
     Args:
-        values: [rows], of any JSON type; null and NaN mean missing.
+        values: [rows], of any JSON type; null and NaN mean missing, and a text or part of a list
+            beyond `MAX_TEXT` is bad.
         column: The raw column that they belong to.
         separator: Joins the parts of a list; None where the column takes no lists.
 
@@ -45,12 +61,31 @@ def canonical_column(
         found = [values[row] for row in rows]
         if kind in _SCALARS:
             result[rows], bad[rows] = canonical_values(found, column, separator)
+            if kind is str:
+                bad[rows] |= [longest_text(value, separator) > MAX_TEXT for value in found]
         elif kind is list and separator is not None and column.dtype == "string":
             result[rows], bad[rows] = _joined(found, column, separator)
         else:
             # Never Arrow's: it would make one struct of all keys of all objects.
             bad[rows] = True
     return result, bad
+
+
+def longest_text(value: Any, separator: str | None) -> int:
+    """Characters of a JSON value, or of the longest part where it is a list; 0 if it is no text.
+
+    >>> longest_text("abc", None), longest_text(["a", 1, "bc"], "|"), longest_text(7, None)
+    (3, 2, 0)
+    """
+    if isinstance(value, list):
+        parts = [part for part in value if isinstance(part, str)]
+    elif not isinstance(value, str):
+        parts = []
+    elif separator is None or len(value) <= MAX_TEXT:
+        return len(value)
+    else:
+        parts = value.split(separator)
+    return max(map(len, parts), default=0)
 
 
 def _joined(
@@ -68,6 +103,61 @@ def _joined(
         result[row] = column.default if bad[row] else separator.join(texts[start:end])
         start = end
     return result, bad
+
+
+@dataclass(frozen=True)
+class ListCut:
+    """Takes off a list's text what the transform graph would split and then leave out.
+
+    Attributes:
+        separator: Between the parts.
+        length: Parts that are read.
+        strip: What is stripped off a part before it is found to be blank.
+
+    >>> ListCut(",", 2, " ")("a, , b,c"), ListCut(",", 2, " ")("a,")
+    ('a, b', 'a,')
+    """
+
+    separator: str
+    length: int
+    strip: str
+
+    def __call__(self, text: str) -> str:
+        """The text, or of a longer list its first parts."""
+        if text.count(self.separator) < self.length:
+            return text
+        parts = (part for part in text.split(self.separator) if part.strip(self.strip))
+        return self.separator.join(islice(parts, self.length))
+
+
+def list_cuts(spec: Spec) -> dict[str, ListCut]:
+    """The raw columns that features read as lists alone, all split alike, each with its cut."""
+    cuts: dict[str, ListCut] = {}
+    whole: set[str] = set()
+    for feature, item in zip(spec.features, feature_inputs(spec), strict=True):
+        history = isinstance(feature.encode, History)
+        for column in (feature.name if history else feature.raw, weights_of(feature)):
+            if column is None:
+                continue
+            strip = "" if history else WHITESPACE
+            cut = ListCut(feature.separator or LIST_SEPARATOR, item.length, strip)
+            known = cuts.setdefault(column, cut)
+            cuts[column] = replace(known, length=max(known.length, cut.length))
+            alike = (known.separator, known.strip) == (cut.separator, strip)
+            if not (feature.is_list and alike and _splits_plainly(cut.separator)):
+                whole.add(column)
+    return {column: cut for column, cut in cuts.items() if column not in whole}
+
+
+def _splits_plainly(separator: str) -> bool:
+    """Whether the graph, which collapses separators and blanks, finds the parts that a split does.
+
+    Not always where a separator ends as it begins (`--` in `---`), or begins with a blank.
+    """
+    ends = range(1, len(separator))
+    return not any(separator.startswith(separator[start:]) for start in ends) and (
+        len(separator) == 1 or separator[0] not in WHITESPACE
+    )
 
 
 def id_columns(spec: Spec, owner: str) -> tuple[str, ...]:

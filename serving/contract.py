@@ -32,7 +32,7 @@ from recsys.raw import EXACT, canonical_key
 from recsys.spec import Spec
 from recsys.spec.schema import RawColumn, output_names, raw_columns, separators, value_names
 from serving.body import parse_json
-from serving.columns import canonical_column, context_only, id_columns
+from serving.columns import MAX_TEXT, canonical_column, context_only, id_columns, longest_text
 from serving.faults import SHOWN_FAULTS, BodyFault, Faults, RequestError
 
 _BODY_KEYS = dict.fromkeys(("user", "context", "candidates", "top_k")).keys()
@@ -67,7 +67,7 @@ class _Model(BaseModel):
 def _is_id(value: Any) -> bool:
     kind = type(value)
     return (
-        (kind is str and value != "")
+        (kind is str and 0 < len(value) <= MAX_TEXT)
         or kind is int
         or (kind is float and value.is_integer() and abs(value) < EXACT)
     )
@@ -78,14 +78,18 @@ def _check_id(value: Any) -> str | int | float:
         # JSON's whole numbers beyond 64 bits come as floats: many of them are one.
         if type(value) is float and abs(value) >= EXACT:
             raise PydanticCustomError("id_size", "An id is beyond what a number holds exactly.")
+        if type(value) is str and value:
+            raise PydanticCustomError("id_length", "An id is too long.")
         raise PydanticCustomError("id", "An id is a text that is not empty, or a whole number.")
     return value  # type: ignore[no-any-return]
 
 
+_TEXT_ID = {"type": "string", "minLength": 1, "maxLength": MAX_TEXT}
+
 Id = Annotated[
     str | int | float,
     PlainValidator(_check_id),
-    WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1}, {"type": "integer"}]}),
+    WithJsonSchema({"anyOf": [_TEXT_ID, {"type": "integer"}]}),
 ]
 
 
@@ -243,7 +247,7 @@ class Contract:
         return dropped
 
     def _objects(self, tree: Any) -> Iterator[tuple[dict[str, Any], Set[str]]]:
-        """The objects of a body in the order of pydantic's faults, each with the keys it may have."""
+        """The objects of a body in the order of pydantic's faults, and the keys each may have."""
         if not isinstance(tree, dict):
             return
 
@@ -294,6 +298,13 @@ class Contract:
             yield self._bad_value(place, column, values[row])
 
     def _bad_value(self, where: str, column: RawColumn, value: Any) -> BodyFault:
+        if (length := longest_text(value, self.separators.get(column.name))) > MAX_TEXT:
+            return BodyFault(
+                where,
+                f"The value of `{column.name}` is too long.",
+                f"at most {MAX_TEXT} characters in a text, or in each part of a list",
+                f"{length} characters",
+            )
         if column.dtype == "float32":
             expected = "a finite number, or null for a missing one"
         elif column.name in self.separators:
@@ -355,7 +366,7 @@ class Contract:
         """JSON Schema of a request body."""
         schema = self.model.model_json_schema(ref_template=ref_template)
         candidates = schema["properties"]["candidates"]
-        identity = [{"type": "string", "minLength": 1}, {"type": "integer"}]
+        identity = [_TEXT_ID, {"type": "integer"}]
         candidates["items"] = {"anyOf": [*identity, candidates["items"]]}
         candidates |= {"minItems": 1, "maxItems": self.spec.serve.max_candidates}
         schema["example"] = self.example()
@@ -413,6 +424,7 @@ _WORDS = {
         "a whole number of 64 bits without a point, or a text",
         "Send it as text.",
     ),
+    "id_length": ("An id is too long.", f"at most {MAX_TEXT} characters", ""),
     "int_type": ("A whole number is needed.", "an integer", ""),
     "greater_than_equal": ("The number is too small.", "1 or more, or null for all", ""),
     "list_type": (

@@ -30,6 +30,7 @@ from recsys.spec.schema import (
     LIST_SEPARATOR,
     NUMBER,
     PADDING,
+    WHITESPACE,
     ModelInput,
     RawColumn,
     encoding_of,
@@ -44,9 +45,6 @@ from recsys.spec.schema import (
 
 HASH = "farmhash_fingerprint64"
 """What `tf.strings.to_hash_bucket_fast` computes, and `farmHashFingerprint64` of Guava."""
-
-WHITESPACE = "\t\n\f\r "
-"""What the transform graph strips off the parts of a list."""
 
 _REBUILD = "Build the features again and train on them: recsys features, recsys train"
 

@@ -29,6 +29,9 @@ LIST_SEPARATOR = ","
 PADDING = -1
 """Fills the tail of a list of ids."""
 
+WHITESPACE = "\t\n\f\r "
+"""What the transform graph strips off the parts of a list, histories aside."""
+
 NUMBER = r"^[\t\n\f\r ]*[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?[\t\n\f\r ]*$"
 """Text that is a number, where a text column is read as one too; any other is missing.
 

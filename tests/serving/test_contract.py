@@ -13,6 +13,7 @@ import pytest
 
 from recsys.spec import Spec, loads
 from serving.body import parse_json
+from serving.columns import MAX_TEXT
 from serving.contract import Contract
 from serving.faults import SHOWN_FAULTS, RequestError
 
@@ -267,6 +268,35 @@ def test_objects_where_a_value_belongs_take_no_memory_of_arrow(contract: Contrac
         pa.set_memory_pool(before)
     assert error.message.startswith("The request has 300 faults; the first: The value of `price`")
     assert pool.max_memory() < 1_000_000
+
+
+def test_texts_that_the_graph_would_read_for_seconds_are_refused(contract: Contract) -> None:
+    fits, long = "x" * MAX_TEXT, "x" * (MAX_TEXT + 1)
+
+    def body(text: str) -> list[tuple[str, object]]:
+        parts = {"tags": ["a", text]}, {"tags": f"a|{text}|b"}
+        return [
+            ("user.id", {**GOOD, "user": {"id": text}}),
+            ("user.features.country", {**GOOD, "user": {"features": {"country": text}}}),
+            ("context.shelf", {**GOOD, "context": {"shelf": text}}),
+            ("candidates[0].id", {**GOOD, "candidates": [text]}),
+            *(
+                ("candidates[0].features.tags", {**GOOD, "candidates": [{"id": 1, "features": f}]})
+                for f in parts
+            ),
+        ]
+
+    for _, good in body(fits):
+        contract.parse(json.dumps(good).encode())
+    for where, bad in body(long):
+        error = refusal(contract, bad)
+        assert (error.status, error.where) == (422, where) and "too long" in error.message
+        assert f"at most {MAX_TEXT} characters" in error.expected
+    error = refusal(contract, {**GOOD, "context": {"device": "x" * 5000}})
+    assert error.found == "5000 characters"
+    # A list of short parts may be as long as the body.
+    many = {"features": {"seen": ",".join(["i1"] * 5000)}}
+    contract.parse(json.dumps({**GOOD, "user": many}).encode())
 
 
 def test_what_is_long_or_deep_is_shown_short(contract: Contract) -> None:
