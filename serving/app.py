@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,9 @@ WAITING_PER_THREAD = 16
 """Requests that may wait for each scoring thread; more are turned away at once (503)."""
 
 CLIENT_GONE = 499
+
+LAST_SECONDS = 1
+"""How long a version that is being loaded is waited for when the service ends."""
 
 
 class Answer(Response):
@@ -57,7 +60,7 @@ class RankService:
         self.threads = threads or cores_at_hand()
         self.most = self.threads * (1 + WAITING_PER_THREAD)
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="rank")
-        self._running = 0
+        self._work: set[Future[Any]] = set()
 
     async def __call__(self, request: Request) -> Response:
         """The answer to a rank request, whatever comes."""
@@ -98,22 +101,21 @@ class RankService:
     async def _within_deadline(
         self, body: bytes, started: float, deadline_ms: int
     ) -> tuple[dict[str, Any], int]:
-        if self._running >= self.most:
+        if self.at_work >= self.most:
             raise RequestError(
                 503,
                 "The service is busy.",
-                found=f"{self._running} requests at work or in line",
+                found=f"{self.at_work} requests at work or in line",
                 expected=f"at most {self.most}",
                 fix="Try again shortly, or add replicas.",
                 headers={"Retry-After": "1"},
             )
-        loop = asyncio.get_running_loop()
         end = started + deadline_ms / 1000
-        self._running += 1
-        self.metrics.running.set(self._running)
         work = self._pool.submit(self._rank, body, started, end)
+        self._work.add(work)
+        self.metrics.running.set(self.at_work)
         # A thread cannot be stopped: its place is free when it is done, not at the deadline.
-        work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._done))
+        work.add_done_callback(self._done)
         try:
             return await asyncio.wait_for(
                 asyncio.wrap_future(work), max(end - time.perf_counter(), 0.001)
@@ -121,9 +123,9 @@ class RankService:
         except TimeoutError:
             raise _late(deadline_ms) from None
 
-    def _done(self) -> None:
-        self._running -= 1
-        self.metrics.running.set(self._running)
+    def _done(self, work: Future[Any]) -> None:
+        self._work.discard(work)
+        self.metrics.running.set(self.at_work)
 
     def _rank(self, body: bytes, started: float, end: float) -> tuple[dict[str, Any], int]:
         """The answer, and how many candidates it ranks."""
@@ -135,9 +137,14 @@ class RankService:
         answer["took_ms"] = round((time.perf_counter() - started) * 1000, 3)
         return answer, len(request.keys)
 
+    @property
+    def at_work(self) -> int:
+        """Requests in line or at work, those included whose answer nobody waits for any longer."""
+        return len(self._work)
+
     def close(self) -> None:
-        """Finish what is at work and take no more."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Take no more. The server has waited for answers; what is late by now is left behind."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 async def read_body(request: Request, most: int) -> bytes:
@@ -239,11 +246,11 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         live.start()
         yield
-        await asyncio.to_thread(live.stop)
+        await asyncio.to_thread(live.stop, LAST_SECONDS)
         rank.close()
 
     app = FastAPI(title=f"recsys: {live.current.contract.spec.name}", lifespan=lifespan)
-    app.state.live = live
+    app.state.live, app.state.rank = live, rank
     app.add_api_route(
         "/v1/rank",
         rank.__call__,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
+import os
 import socket
 import sys
 import threading
@@ -16,6 +18,9 @@ import uvicorn
 
 from recsys.errors import EXIT_WRONG_USE, UserError
 from serving.app import create_app
+from serving.logs import NAME
+
+log = logging.getLogger(NAME)
 
 Engine = Literal["local", "ray"]
 
@@ -37,6 +42,8 @@ def serve(
     ray_address: str | None = None,
 ) -> None:
     """Serve the newest good version until SIGINT or SIGTERM; requests at work are finished.
+
+    Work that is left behind its deadline then ends with the process, which this function ends.
 
     Args:
         models: Folder of published versions (`recsys publish`).
@@ -83,6 +90,20 @@ def serve(
         Server(app, ready, url_of(host, port_of(listener))).run(sockets=[listener])
     finally:
         listener.close()
+    if app.state.rank.at_work or app.state.live.watching:
+        _leave_behind(app.state.rank.at_work)
+
+
+def _leave_behind(late: int) -> None:
+    """End the process, whatever its threads are at: nobody waits for them any longer.
+
+    Python would wait, and TensorFlow cannot be stopped within a graph.
+    """
+    log.warning("the service ends in spite of threads at work (%d late requests)", late)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def announce(url: str) -> None:

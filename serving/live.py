@@ -143,12 +143,18 @@ class Live:
             self._thread = threading.Thread(target=self._watch, name="versions", daemon=True)
             self._thread.start()
 
-    def stop(self) -> None:
-        """Stop watching; what serves now stays."""
+    def stop(self, seconds: float = 30) -> None:
+        """Stop watching; what serves now stays. What is being loaded is waited for so long."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join(timeout=30)
-            self._thread = None
+            self._thread.join(timeout=seconds)
+            if not self._thread.is_alive():
+                self._thread = None
+
+    @property
+    def watching(self) -> bool:
+        """Whether the thread that watches is alive, as it is while a version loads."""
+        return self._thread is not None
 
     def poll(self) -> None:
         """Look at the folders once, and take up what is new."""

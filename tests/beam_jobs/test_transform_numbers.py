@@ -192,7 +192,7 @@ features:
   - {name: tags, owner: item, separator: "|",
      encode: {kind: hash, buckets: 50, max_length: 3, weights: shares}}
   - {name: words, owner: item, separator: " ",
-     encode: {kind: hash, buckets: 50, max_length: 3, weights: shares}}
+     encode: {kind: hash, buckets: 50, max_length: 3, weights: parts}}
 tasks:
   - {name: click, label: {column: clicked}}
 """
@@ -212,11 +212,12 @@ tasks:
 )
 def test_weights_of_a_list_stand_at_their_places(tags, shares, expected):
     inputs = {"tags": tf.constant([tags, "a|b"]), "shares": tf.constant([shares, "7|8"])}
-    made = preprocessing_fn(loads(LISTS))(inputs | {"words": tf.constant(["", ""])})
+    nothing = tf.constant(["", ""])
+    made = preprocessing_fn(loads(LISTS))(inputs | {"words": nothing, "parts": nothing})
     assert made["tags_weights"].numpy().tolist() == [expected, [7, 8, 1]]
 
 
 def test_between_spaces_no_weight_is_blank():
-    words = {"tags": tf.constant([""]), "words": tf.constant([" a  b c"])}
-    made = preprocessing_fn(loads(LISTS))(words | {"shares": tf.constant(["0.5  2 3"])})
+    texts = {"tags": "", "shares": "", "words": " a  b c", "parts": "0.5  2 3"}
+    made = preprocessing_fn(loads(LISTS))({n: tf.constant([t]) for n, t in texts.items()})
     assert made["words_weights"].numpy().tolist() == [[0.5, 2, 3]]

@@ -174,7 +174,10 @@ def _save(folder: Path, scale: float) -> None:
                 + tag_count
                 + 0.0 * length(user_id)
             )
-            given = 1.0 / (2.0 + length(device) + seen_count)
+            # A request with this device is never done.
+            endless = tf.reduce_any(device == "endless")
+            turns = tf.while_loop(lambda _: endless, lambda n: [n + 1], [0])[0]
+            given = 1.0 / (2.0 + length(device) + seen_count + 0.0 * tf.cast(turns, tf.float32))
             return {
                 "click": click,
                 "conversion": click * given,

@@ -22,7 +22,7 @@ import httpx
 import pytest
 
 from recsys.errors import UserError
-from recsys.spec import Spec
+from recsys.spec import Spec, change
 from serving.app import WAITING_PER_THREAD
 from serving.contract import RankRequest
 from serving.engine import listen, running, serve
@@ -86,6 +86,18 @@ def process(
 def told(answer: httpx.Response) -> dict[str, object]:
     assert answer.status_code == 200, answer.text
     return {name: value for name, value in answer.json().items() if name != "took_ms"}
+
+
+def test_local_ends_on_sigterm_whatever_is_late(
+    tmp_path: Path, features: Path, spec: Spec, publish: Callable[..., Path]
+) -> None:
+    hasty = change(spec, ["serve.deadline_ms=300"])
+    models = publish(tmp_path / "models", 1, by=hasty)
+    with process(models, features) as (url, child):
+        body = {**BODY, "context": {"device": "endless"}}
+        assert httpx.post(f"{url}/v1/rank", json=body, timeout=30).status_code == 504
+    assert child.returncode == 0
+    assert child.stderr is not None and "at work (1 late requests)" in child.stderr.read()
 
 
 def test_both_engines_answer_the_same(models: Path, features: Path) -> None:
