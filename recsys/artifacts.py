@@ -346,7 +346,13 @@ def require_learned(
 
 
 def require_fingerprint(
-    manifest: Mapping[str, Any], section: str, spec: Spec, *, where: str | Path, fix: str
+    manifest: Mapping[str, Any],
+    section: str,
+    spec: Spec,
+    *,
+    where: str | Path,
+    fix: str,
+    own: str = "spec.yaml",
 ) -> None:
     """Refuse an artifact that was built from another spec, and name the fields that differ.
 
@@ -356,6 +362,7 @@ def require_fingerprint(
         spec: The spec that it should have been built from.
         where: The artifact's folder, with its own spec.
         fix: What to do about it.
+        own: File in the folder with the spec that it was built from.
 
     Raises:
         UserError: The manifest's fingerprint of the section is not the spec's.
@@ -363,7 +370,7 @@ def require_fingerprint(
     expected, found = fingerprints(spec)[section], manifest["fingerprints"].get(section)
     if found == expected:
         return
-    path = Path(where) / "spec.yaml"
+    path = Path(where) / own
     try:
         named = differences(covered(spec)[section], covered(load(path))[section])
     except UserError:

@@ -19,14 +19,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.artifacts import read_manifest, write_folder, write_json, write_manifest
+from recsys.artifacts import (
+    read_manifest,
+    require_learned,
+    write_folder,
+    write_json,
+    write_manifest,
+)
 from recsys.errors import UserError
 from recsys.loggers import quieted
 from recsys.spec import fingerprints, load
 from recsys.spec.records import Hash, Spec
 from recsys.spec.schema import SCORE, model_inputs, output_names, value_names
 from training.device_readme import device_readme
-from training.evaluation import EXPORT, check_features, features_of, load_numeric
+from training.evaluation import EXPORT, check_features, features_of, load_numeric, load_trained
 from training.input import open_split, read_columns, to_numpy
 from training.lookups import describe, read_vocabularies, vocabulary_file
 
@@ -34,7 +40,10 @@ MODEL = "model.tflite"
 LOOKUP = "lookup.json"
 SIGNATURE = "numeric"
 TOLERANCE = 1e-5
-"""Most that a converted model's probability may differ by; of a regression, relative to it."""
+"""Most that a converted model's probability may differ by.
+
+Of a regression it is relative to the value, of the score to the weights of the blend.
+"""
 
 ROWS = 512
 """Validation rows on which the two are compared."""
@@ -74,8 +83,15 @@ def convert(
             fix="Name the folder whose validation rows it is compared on: --features FEATURES",
         )
     _require_convertible(spec, model)
+    load_trained(model, manifest)
     folder = features_of(manifest, features)
-    check_features(spec, folder)
+    made = check_features(spec, folder)
+    require_learned(
+        manifest,
+        made,
+        where=folder,
+        fix="Convert with the features that the model was trained on, or train on these.",
+    )
     signature = load_numeric(export)
     rows = _validation_rows(spec, folder)
     with write_folder(output) as aside:
@@ -213,21 +229,22 @@ def compare(
             found = interpreter.get_signature_runner(SIGNATURE)(**rows)
     except (RuntimeError, ValueError) as error:  # a kernel refuses what the converter let pass
         raise _inexpressible(where, error) from error
-    numbers = set(value_names(spec))
+    numbers, blend = set(value_names(spec)), spec.blend()
     # The score may blend in a regression's number.
-    numbers |= {SCORE} if numbers & set(spec.blend()) else set()
+    numbers |= {SCORE} if numbers & set(blend) else set()
     largest = {}
     for name in (*output_names(spec), SCORE):
         ours = expected[name].numpy()
-        gap = np.abs(found[name] - ours)
+        # Probabilities are at most 1, and so a blend of them at most its weights.
+        size = max(1.0, sum(map(abs, blend.values()))) if name == SCORE else 1.0
         if name in numbers:
-            gap = gap / np.maximum(np.abs(ours), 1.0)
-        largest[name] = float(gap.max())
+            size = np.maximum(np.abs(ours), size)
+        largest[name] = float((np.abs(found[name] - ours) / size).max())
     worst = max(largest, key=lambda name: np.nan_to_num(largest[name], nan=np.inf))
     if not largest[worst] <= TOLERANCE:
         raise UserError(
             "The converted model does not answer as the SavedModel does.",
-            where=f"{where}, output `{worst}` on {len(gap)} validation rows",
+            where=f"{where}, output `{worst}` on {len(ours)} validation rows",
             expected=f"a difference of at most {TOLERANCE:g}",
             found=f"{largest[worst]:.3g}",
             fix="Serve the SavedModel, or train again with other parts in `model`.",

@@ -45,6 +45,9 @@ from training.scoring import SCORE_BATCH, measure
 
 EXPORT = "export"
 
+TRAINED = "trained.yaml"
+"""File in a run with the spec that it was trained by, beside spec.yaml, which may be edited."""
+
 
 def evaluate(
     run: str | Path,
@@ -74,7 +77,7 @@ def evaluate(
     require_split(split)
     run = Path(run)
     manifest = read_manifest(run, "run")
-    spec = load(run / "spec.yaml")
+    spec = load_trained(run, manifest)
     folder = features_of(manifest, features)
     made = check_features(spec, folder)
     require_learned(
@@ -143,6 +146,31 @@ def features_of(manifest: Mapping[str, Any], features: str | Path | None) -> Pat
     return folder
 
 
+def load_trained(folder: Path, manifest: Mapping[str, Any]) -> Spec:
+    """The spec of a run or a version, of which the gate and the serving limits may be edited.
+
+    Args:
+        folder: The run or version.
+        manifest: Its manifest.
+
+    Raises:
+        UserError: What its features or its training depend on was edited; the export, into which
+            the blend goes too, is not of that spec.
+    """
+    spec = load(folder / "spec.yaml")
+    for section in ("features", "model"):
+        require_fingerprint(
+            manifest,
+            section,
+            spec,
+            where=folder,
+            own=TRAINED,
+            fix=f"Take the edits of {folder / 'spec.yaml'} back, or train by that spec into "
+            "another folder. What may be edited is the gate, and `serve` save its blend.",
+        )
+    return spec
+
+
 def check_features(spec: Spec, folder: Path) -> dict[str, Any]:
     """The manifest of a features folder that was built from this spec.
 
@@ -195,7 +223,7 @@ def evaluate_other(
 def _champion_metrics(champion: Path, spec: Spec, features: Path, split: str) -> dict[str, Any]:
     version = (champion / "saved_model.pb").is_file()
     manifest = read_manifest(champion, "model" if version else "run")
-    theirs = load(champion / "spec.yaml")
+    theirs = load_trained(champion, manifest)
     require_fingerprint(
         manifest,
         "features",

@@ -34,6 +34,7 @@ from training.evaluation import (
     evaluate_other,
     features_of,
     load_numeric,
+    load_trained,
     stored_metrics,
 )
 from training.gate import Decision, Promote, Reject, decide
@@ -67,12 +68,12 @@ def publish(
         judged again, by the champion before that version.
 
     Raises:
-        UserError: The run is unfinished, its export is missing or damaged, or the
-            folders cannot be used.
+        UserError: The run is unfinished, its spec was edited in what it was trained by, its
+            export is missing or damaged, or the folders cannot be used.
     """
     run, models = Path(run), Path(models)
     manifest = read_manifest(run, "run")
-    spec = load(run / "spec.yaml")
+    spec = load_trained(run, manifest)
     if not (run / EXPORT / "saved_model.pb").is_file():
         raise UserError(
             "The run has no exported model.",
@@ -193,7 +194,7 @@ def _compare(
         try:
             folder = features_of(manifest, features)
             _require_own(manifest, spec, folder)
-            other = load(champion / "spec.yaml")
+            other = load_trained(champion, theirs)
             return evaluate_other(theirs, other, champion, folder, "test"), ()
         except UserError as error:
             why = error.message

@@ -27,7 +27,7 @@ from recsys.spec import covered, differences, dumps, fingerprints, load
 from recsys.spec.records import Spec
 from training.boosting import fit_trees, refit_trees
 from training.checkpoints import Position, Store
-from training.evaluation import EXPORT, check_features, write_metrics
+from training.evaluation import EXPORT, TRAINED, check_features, write_metrics
 from training.input import Rows, load_rows, open_split
 from training.loop import CHECKPOINTS, REFIT, ROWS, Job, fit
 from training.progress import FOLDER, Progress, silent
@@ -163,6 +163,7 @@ def _train(
     if job.spec.train.refit:
         again = job.again(settled.position)
         _export_refit(again, fitted(again), tables, settled, tell)
+    write_text(run / TRAINED, dumps(job.spec))
     write_manifest(run, "run", *_content(job, record, workers, settled, features))
     shutil.rmtree(run / FOLDER, ignore_errors=True)
 

@@ -188,9 +188,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"folder": folder, "log": log, "spec": spec}
 
 
-def make_version(made: dict[str, Any], folder: Path) -> Spec:
-    """A published version with all that the default model lacks, its weights drawn at random."""
-    spec = phone_spec(
+def make_version(made: dict[str, Any], folder: Path, spec: Spec | None = None) -> Spec:
+    """A published version, its weights drawn at random; of a model with all the default lacks."""
+    spec = spec or phone_spec(
         "dim: 4, shared: [8], towers: [4], sharing: {kind: mmoe, experts: 2}, "
         "history: {kind: local, window: 4}, interactions: [fm, cross, dot, match], position: place"
     )
@@ -315,6 +315,32 @@ def test_a_published_version_of_a_richer_model(made: dict[str, Any], tmp_path: P
     assert "1e-05" in error.value.expected and float(error.value.found) > 1e-5
     with pytest.raises(UserError, match="built-in ops cannot express"):
         compare(spec, plain, content[:100], rows, tmp_path)
+
+
+def test_the_score_of_a_heavy_blend_is_judged_by_its_weights(
+    made: dict[str, Any], tmp_path: Path
+) -> None:
+    spec = made["spec"]
+    blend = {"click": 1.0, "buy": 1e5}
+    spec = spec.model_copy(update={"serve": spec.serve.model_copy(update={"blend": blend})})
+    make_version(made, tmp_path / "1", spec)
+    manifest = training.convert(tmp_path / "1", tmp_path / "device", made["folder"] / "features")
+    assert 0 < manifest["check"]["largest"]["score"] < 1e-5
+    # What is wrong in a task is as wrong in the score, for its part of the weights.
+    signature = load_numeric(tmp_path / "1")
+    rows = {
+        name: np.zeros([3, *spec.shape[1:]], spec.dtype.as_numpy_dtype)
+        for name, spec in signature.structured_input_signature[1].items()
+    }
+    content = (tmp_path / "device" / "model.tflite").read_bytes()
+
+    def shifted(**inputs: Any) -> dict[str, Any]:
+        answers = signature(**inputs)
+        return {**answers, "score": answers["score"] + 2.0}
+
+    with pytest.raises(UserError, match="does not answer as") as error:
+        compare(spec, shifted, content, rows, tmp_path)
+    assert "`score`" in error.value.where and float(error.value.found) == pytest.approx(2e-5, 0.3)
 
 
 def test_what_cannot_be_converted_is_named(made: dict[str, Any], tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from recsys import metrics
 from recsys.artifacts import read_manifest, versions
 from recsys.errors import UserError
 from recsys.spec import Spec, change, dumps, load
-from recsys.spec.records import Balancing, Gate, Ple, Ranking, Variant
+from recsys.spec.records import Balancing, Gate, Ple, Ranking, Serve, Variant
 from training.checkpoints import Store
 from training.gate import Promote, Reject
 
@@ -409,6 +409,48 @@ def test_a_gate_refuses_with_numbers_unless_forced(
     assert not (tmp_path / "models").exists()
     forced = training.publish(strict, tmp_path / "models", force=True)
     assert isinstance(forced, Promote) and forced.notes[0].startswith("waived: click: AUC")
+
+
+def test_a_run_whose_spec_was_edited_in_what_it_was_trained_by_is_refused(
+    features: Path, run: Path, tested: dict[str, Any], tmp_path: Path
+) -> None:
+    blended = small_spec().model_copy(update={"serve": Serve(blend={"click": 3.0})})
+    wider = change(small_spec(), ["model.dim=6"])
+    sliced = change(small_spec(), ["evaluate.slices=[user]"])
+    training.publish(run, tmp_path / "models")
+    for name, spec, ours, theirs in (
+        ("blended", blended, 'serve.blend {"click": 3.0}', 'serve.blend {"click": 0.5, '),
+        ("wider", wider, "model.dim 6", "model.dim 4"),
+        ("sliced", sliced, 'evaluate.slices ["user"]', 'evaluate.slices ["device"]'),
+    ):
+        edited = _twin(run, tmp_path, name)
+        (edited / "spec.yaml").write_text(dumps(spec))
+        for use in (
+            lambda run: training.publish(run, tmp_path / "models", force=True),
+            training.evaluate,
+            lambda run: training.convert(run, tmp_path / "device"),
+        ):
+            with pytest.raises(UserError, match="built from another spec") as error:
+                use(edited)
+            assert error.value.expected.startswith(ours) and theirs in error.value.found
+        assert versions(tmp_path / "models") == [1]
+    # The gate and the serving limits are not what it was trained by.
+    limited = small_spec().model_copy(update={"serve": Serve(max_candidates=7)})
+    edited = _twin(run, tmp_path, "limited")
+    (edited / "spec.yaml").write_text(dumps(_gated(limited, max_auc_drop=0.5)))
+    assert isinstance(training.publish(edited, tmp_path / "models"), Promote)
+    # A version of which the spec was edited says so by fingerprints.
+    (tmp_path / "models" / "1" / "spec.yaml").write_text(dumps(wider))
+    with pytest.raises(UserError, match="built from another spec"):
+        training.convert(tmp_path / "models" / "1", tmp_path / "device", features)
+
+
+def test_features_of_other_ids_are_not_converted_with(
+    features: Path, run: Path, tmp_path: Path
+) -> None:
+    other = _with_manifest(Path(shutil.copytree(features, tmp_path / "other")), learned="other")
+    with pytest.raises(UserError, match="built anew"):
+        training.convert(_twin(run, tmp_path, "mine", learned="mine"), tmp_path / "device", other)
 
 
 def test_a_published_run_is_judged_again_by_another_gate(
