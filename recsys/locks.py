@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from recsys.errors import UserError
+
+_LOG = logging.getLogger(__name__)
 
 LOCK = ".lock"
 """File in a run folder that is locked, and names its process, while the run is trained."""
@@ -60,6 +63,32 @@ def _hold(path: Path) -> int:
         except BaseException:
             os.close(handle)
             raise
+        os.close(handle)
+
+
+@contextmanager
+def sole_publisher(models: Path) -> Iterator[None]:
+    """Hold a models folder's lock for the length of a block, once other publishers are done.
+
+    The folder is made where it is missing, and removed again if nothing came into it. On storage
+    without locks nothing is held.
+    """
+    new = not models.exists()
+    while True:
+        models.mkdir(parents=True, exist_ok=True)
+        handle = os.open(models, os.O_RDONLY)
+        if _lock(handle) is False:
+            _LOG.info("waiting for another process, which publishes into %s", models)
+            _lock(handle, wait=True)
+        if _is_at(handle, models):
+            break
+        os.close(handle)
+    try:
+        yield
+    finally:
+        if new:
+            with suppress(OSError):
+                models.rmdir()
         os.close(handle)
 
 

@@ -45,6 +45,9 @@ from training.scoring import SCORE_BATCH, measure
 
 EXPORT = "export"
 
+MADE = "features_created"
+"""Key of the metrics: when the features were made that they are of."""
+
 TRAINED = "trained.yaml"
 """File in a run with the spec that it was trained by, beside spec.yaml, which may be edited."""
 
@@ -68,7 +71,8 @@ def evaluate(
 
     Returns:
         The metrics: `split`, `rows`, `tasks` by output name, `slices` by feature and value,
-        and `champion` with the other's `tasks`, where one was given.
+        `features_created`, which tells the rows from others, and `champion` with the other's
+        `tasks`, where one was given.
 
     Raises:
         UserError: The run is unfinished, or the examples are of another spec, damaged, or of a
@@ -118,6 +122,7 @@ def write_metrics(
 ) -> dict[str, Any]:
     """As `evaluate`, of a run that may be unfinished but has its export."""
     metrics, answers, labels = _evaluate_model(spec, run / EXPORT, features, split)
+    metrics[MADE] = read_manifest(features, "features").get("created")
     if champion is not None:
         metrics["champion"] = _champion_metrics(Path(champion), spec, features, split)
     name = "metrics.json" if split == "test" else f"metrics-{split}.json"
@@ -190,7 +195,12 @@ def check_features(spec: Spec, folder: Path) -> dict[str, Any]:
 
 
 def evaluate_other(
-    manifest: Mapping[str, Any], spec: Spec, export: Path, features: Path, split: str
+    manifest: Mapping[str, Any],
+    spec: Spec,
+    export: Path,
+    features: Path,
+    split: str,
+    model: Any = None,
 ) -> dict[str, Any]:
     """Metrics of a model of the same feature spec, on features that it may not have been made with.
 
@@ -203,6 +213,7 @@ def evaluate_other(
         export: Its SavedModel.
         features: The features folder.
         split: train, validation or test.
+        model: The SavedModel, where it is loaded already.
 
     Raises:
         UserError: The model has other ids, and the folder has no raw columns of the split.
@@ -217,7 +228,7 @@ def evaluate_other(
             fix="Compare the two by their own metrics.json, or on the test split, of which the "
             "feature job keeps the raw columns.",
         )
-    return _evaluate_model(spec, export, features, split, raw)[0]
+    return _evaluate_model(spec, export, features, split, raw, model)[0]
 
 
 def _champion_metrics(champion: Path, spec: Spec, features: Path, split: str) -> dict[str, Any]:
@@ -238,9 +249,9 @@ def _champion_metrics(champion: Path, spec: Spec, features: Path, split: str) ->
 
 
 def _evaluate_model(
-    spec: Spec, export: Path, features: Path, split: str, raw: bool = False
+    spec: Spec, export: Path, features: Path, split: str, raw: bool = False, model: Any = None
 ) -> tuple[dict[str, Any], dict[str, NDArray[Any]], NDArray[Any]]:
-    found = predict(spec, export, features, split, raw)
+    found = predict(spec, export, features, split, raw, model)
     answers, labels, users = found.answers, found.labels, found.users
     tasks = measure(spec, labels, answers, users)
     metrics: dict[str, Any] = {"split": split, "rows": len(labels), "tasks": tasks, "slices": {}}
@@ -282,11 +293,12 @@ def load_numeric(export: Path) -> Any:
     return _load_signature(export, "numeric")
 
 
-def _load_signature(export: Path, name: str) -> Any:
+def _load_signature(export: Path, name: str, model: Any = None) -> Any:
     import tensorflow as tf
 
     try:
-        model = tf.saved_model.load(str(export))
+        if model is None:
+            model = tf.saved_model.load(str(export))
         signature = model.signatures[name]
     except Exception as error:  # TensorFlow raises as many kinds as there are damages
         raise UserError(
@@ -317,7 +329,9 @@ class Predicted(NamedTuple):
     slices: dict[str, NDArray[Any]]
 
 
-def predict(spec: Spec, export: Path, features: Path, split: str, raw: bool = False) -> Predicted:
+def predict(
+    spec: Spec, export: Path, features: Path, split: str, raw: bool = False, model: Any = None
+) -> Predicted:
     """A split's rows through an exported model.
 
     Args:
@@ -326,13 +340,14 @@ def predict(spec: Spec, export: Path, features: Path, split: str, raw: bool = Fa
         features: The features folder.
         split: train, validation or test.
         raw: Read the rows' raw columns, through the model's own transform graph.
+        model: The SavedModel, where it is loaded already.
 
     Raises:
         UserError: The model or the examples are damaged, or the split is empty.
     """
     import tensorflow as tf
 
-    signature = _load_signature(export, "serving_default" if raw else "numeric")
+    signature = _load_signature(export, "serving_default" if raw else "numeric", model)
     examples = open_split(spec, features, split)
     labels = [label_column(task.name) for task in spec.tasks]
     slices = [slice_column(name) for name in spec.evaluate.slices]

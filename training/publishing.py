@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from recsys.artifacts import (
     LEARNED,
@@ -24,11 +25,12 @@ from recsys.artifacts import (
     write_text,
 )
 from recsys.errors import UserError
-from recsys.locks import locked_folder, remove_unlocked
+from recsys.locks import locked_folder, remove_unlocked, sole_publisher
 from recsys.spec import fingerprints, load
 from recsys.spec.records import Spec
 from training.evaluation import (
     EXPORT,
+    MADE,
     check_features,
     evaluate,
     evaluate_other,
@@ -85,13 +87,25 @@ def publish(
     if features is not None:
         # A folder that is named must be the right one, whether or not it comes to be read.
         _require_own(manifest, spec, Path(features))
+    # Another publisher's version is the champion by which this run is to be judged.
+    with sole_publisher(models):
+        return _publish(run, models, manifest, spec, force, features)
+
+
+def _publish(
+    run: Path,
+    models: Path,
+    manifest: dict[str, Any],
+    spec: Spec,
+    force: bool,
+    features: str | Path | None,
+) -> Decision:
     published = None if force else _published(run, models, manifest, spec)
     if published is not None and _gate_of(models / str(published)) == fingerprints(spec)["gate"]:
         return _standing(published, models)
     # What the stored metrics are of may have been damaged since.
     load_numeric(run / EXPORT)
-    metrics = stored_metrics(run) or evaluate(run, "test", features)
-    decision = _judge(manifest, spec, metrics, _champion(models, published), features)
+    metrics, decision = _judge(run, manifest, spec, _champion(models, published), features)
     for text in decision.notes if isinstance(decision, Promote) else decision.reasons:
         _LOG.info("gate: %s", text)
     if published is not None:
@@ -112,34 +126,56 @@ def _standing(version: int, models: Path, notes: tuple[str, ...] = ()) -> Promot
 
 
 def _judge(
+    run: Path,
     manifest: dict[str, Any],
     spec: Spec,
-    metrics: dict[str, Any],
-    champion: Path | None,
+    champion: _Champion | None,
     features: str | Path | None,
-) -> Decision:
+) -> tuple[dict[str, Any], Decision]:
+    """The run's test metrics, and what the gate says to them."""
+    metrics = _metrics(run, manifest, spec, features)
     against: dict[str, Any] | None = None
     caveat: tuple[str, ...] = ()
     if champion is not None:
         against, caveat = _compare(champion, manifest, spec, features)
+        if against and not caveat and against["rows"] != metrics.get("rows"):
+            metrics = evaluate(run, "test", features)
     decision = decide(metrics, against, spec)
     if isinstance(decision, Promote):
-        return replace(decision, notes=decision.notes + caveat)
-    return Reject(decision.reasons + caveat)
+        return metrics, replace(decision, notes=decision.notes + caveat)
+    return metrics, Reject(decision.reasons + caveat)
+
+
+def _metrics(
+    run: Path, manifest: dict[str, Any], spec: Spec, features: str | Path | None
+) -> dict[str, Any]:
+    """The run's test metrics: those that it has, unless its features have other rows by now."""
+    stored = stored_metrics(run)
+    if stored is None:
+        return evaluate(run, "test", features)
+    try:
+        made = _require_own(manifest, spec, features_of(manifest, features))
+    except UserError:
+        # The rows are not at hand, and then no champion is measured on them either.
+        return stored
+    return stored if stored.get(MADE) == made.get("created") else evaluate(run, "test", features)
 
 
 def _published(run: Path, models: Path, manifest: dict[str, Any], spec: Spec) -> int | None:
     """The newest whole version of a run, by its export's files."""
-    wanted = _sizes(run / EXPORT)
     for version in versions(models):
         folder = models / str(version)
-        known = _manifest_of(folder)
-        if known is None or known.get("run") != manifest["run"]:
+        try:
+            known = _manifest_of(folder)
+        except UserError:
             continue
         # The same run with other serving limits is another version.
-        if known.get("fingerprints", {}).get("serve") != fingerprints(spec)["serve"]:
+        if (known.get("run"), known["fingerprints"].get("serve")) != (
+            manifest["run"],
+            fingerprints(spec)["serve"],
+        ):
             continue
-        if wanted.items() <= _sizes(folder).items():
+        if _holds(folder, run / EXPORT):
             return version
         _LOG.warning("version %s of this run is damaged, and is passed over", folder)
     return None
@@ -153,64 +189,81 @@ def _gate_of(version: Path) -> str | None:
         return None
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    """Bytes of each file below a folder."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+def _holds(folder: Path, export: Path) -> bool:
+    """Whether a folder has every file below an export, byte by byte."""
+    for path in export.rglob("*"):
+        twin = folder / path.relative_to(export)
+        if path.is_file() and not (
+            twin.is_file()
+            and twin.stat().st_size == path.stat().st_size
+            and _digest(twin) == _digest(path)
+        ):
+            return False
+    return True
 
 
-def _manifest_of(folder: Path) -> dict[str, Any] | None:
-    try:
-        return read_manifest(folder, "model")
-    except UserError:
-        return None
+def _digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
-def _champion(models: Path, before: int | None = None) -> Path | None:
+def _manifest_of(folder: Path) -> dict[str, Any]:
+    """The manifest of a version. Raises `UserError` where it, or the spec beside it, is damaged."""
+    manifest = read_manifest(folder, "model")
+    load(folder / "spec.yaml")
+    if not isinstance(manifest.get("fingerprints"), dict):
+        raise UserError("The manifest of a version lacks its fingerprints.", where=str(folder))
+    return manifest
+
+
+class _Champion(NamedTuple):
+    folder: Path
+    manifest: dict[str, Any]
+    model: Any
+
+
+def _champion(models: Path, before: int | None = None) -> _Champion | None:
     """The newest version that loads, of those before one where that is given."""
     for version in versions(models):
         if before is not None and version >= before:
             continue
         folder = models / str(version)
         try:
-            read_manifest(folder, "model")
-            load(folder / "spec.yaml")
-            load_numeric(folder)
+            return _Champion(folder, _manifest_of(folder), load_numeric(folder).owner)
         except UserError as error:
             _LOG.warning("version %s is passed over: %s", folder, error.message)
-            continue
-        return folder
     return None
 
 
 def _compare(
-    champion: Path, manifest: dict[str, Any], spec: Spec, features: str | Path | None
+    champion: _Champion, manifest: dict[str, Any], spec: Spec, features: str | Path | None
 ) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
     """The champion's metrics, on the challenger's rows where it can read them; and a caveat."""
-    theirs = read_manifest(champion, "model")
+    version, theirs, model = champion
     if theirs["fingerprints"].get("features") != manifest["fingerprints"]["features"]:
         why = "its features have another spec"
     else:
         try:
             folder = features_of(manifest, features)
             _require_own(manifest, spec, folder)
-            other = load_trained(champion, theirs)
-            return evaluate_other(theirs, other, champion, folder, "test"), ()
+            other = load_trained(version, theirs)
+            return evaluate_other(theirs, other, version, folder, "test", model), ()
         except UserError as error:
             why = error.message
     caveat = f"the champion's metrics are of its own test rows, as it was published: {why}"
     return theirs.get("metrics"), (caveat,)
 
 
-def _require_own(manifest: dict[str, Any], spec: Spec, features: Path) -> None:
-    """Refuse features that are not those that the run was trained on."""
-    require_learned(manifest, check_features(spec, features), where=features, fix="Train on them.")
+def _require_own(manifest: dict[str, Any], spec: Spec, features: Path) -> dict[str, Any]:
+    """The manifest of features, which are refused if they are not those of the run."""
+    made = check_features(spec, features)
+    require_learned(manifest, made, where=features, fix="Train on them.")
+    return made
 
 
 def _write(
     run: Path, models: Path, manifest: dict[str, Any], spec: Spec, metrics: dict[str, Any]
 ) -> int:
-    models.mkdir(parents=True, exist_ok=True)
     remove_unlocked(models, f"{_ASIDE}*{_PARTIAL}")
     prints = fingerprints(spec)
     with locked_folder(models, _ASIDE, _PARTIAL) as aside:
@@ -239,14 +292,16 @@ def _write(
                 )
                 share_tree(aside)
                 sync_tree(aside)
+                # Before the version can be seen: its number is gone, whatever comes.
+                write_text(models / _LAST, f"{version}\n")
                 try:
-                    # Fails where another publisher has just taken the number.
+                    # Fails where another publisher has just taken the number: not all storage
+                    # has locks.
                     os.rename(aside, models / str(version))
                     break
                 except OSError:
                     if not (models / str(version)).exists():
                         raise
-            write_text(models / _LAST, f"{version}\n")
             sync_file(models)
             return version
         except BaseException:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import resource
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,9 @@ from recsys.errors import UserError
 from recsys.spec import Spec, change, dumps, load
 from recsys.spec.records import Balancing, Gate, Ple, Ranking, Serve, Variant
 from training.checkpoints import Store
+from training.evaluation import MADE
 from training.gate import Promote, Reject
+from training.locks import sole_publisher
 
 ROOT = Path(__file__).parents[2]
 
@@ -507,7 +512,64 @@ def test_features_that_were_moved_are_found_by_name(
 def test_publishing_fails_whole(run: Path, tested: dict[str, Any], tmp_path: Path) -> None:
     with files_of_at_most(20_000), pytest.raises(OSError, match="File too large"):
         training.publish(run, tmp_path / "models")
-    assert list((tmp_path / "models").iterdir()) == []
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_version_whose_number_cannot_be_written_down_is_never_seen(
+    run: Path, tested: dict[str, Any], tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    (models / ".last_version" / "a folder").mkdir(parents=True)
+    with pytest.raises(OSError, match="last_version"):
+        training.publish(run, models)
+    assert [path.name for path in models.iterdir()] == [".last_version"]
+
+
+def test_a_publisher_waits_and_is_judged_by_what_came_before_it(
+    run: Path, tested: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = tmp_path / "first"
+    training.publish(_twin(run, tmp_path, "a"), first)
+    models, waits = tmp_path / "models", threading.Event()
+    caplog.set_level("INFO", "training.locks")
+    told = logging.Handler()
+    told.emit = lambda _: waits.set()  # type: ignore[method-assign]
+    logging.getLogger("training.locks").addHandler(told)
+    with ThreadPoolExecutor(1) as pool:
+        with sole_publisher(models):
+            second = pool.submit(training.publish, _twin(run, tmp_path, "b"), models)
+            assert waits.wait(60)
+            shutil.copytree(first / "1", models / "1")
+        decision = second.result()
+    logging.getLogger("training.locks").removeHandler(told)
+    assert isinstance(decision, Promote) and decision.version == 2
+    assert "the champion's" in decision.notes[0]
+
+
+def test_metrics_of_rows_that_are_gone_are_not_compared(
+    features: Path, run: Path, tested: dict[str, Any], tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    training.publish(_twin(run, tmp_path, "champion"), models)
+    # As the test day was when the challenger was evaluated: of a third of its rows.
+    folder = Path(shutil.copytree(features, tmp_path / "features"))
+    parts = sorted((folder / "examples" / "test").iterdir())
+    for part in parts[1:]:
+        part.rename(tmp_path / part.name)
+    for name, made in (("marked", "then"), ("unmarked", None)):
+        mine = _twin(run, tmp_path, name, features_folder=str(folder))
+        before = training.evaluate(mine)
+        assert before["rows"] < tested["rows"]
+        if made:
+            # A folder built anew tells by its manifest alone, without a champion too.
+            (mine / "metrics.json").write_text(json.dumps({**before, MADE: made}))
+    for part in parts[1:]:
+        (tmp_path / part.name).rename(part)
+    for name, place in (("marked", tmp_path / "others"), ("unmarked", models)):
+        decision = training.publish(tmp_path / name, place)
+        assert isinstance(decision, Promote) and decision.path is not None
+        assert read_manifest(decision.path, "model")["metrics"]["tasks"] == tested["tasks"]
+        assert json.loads((tmp_path / name / "metrics.json").read_text()) == tested
 
 
 def test_a_damaged_champion_is_passed_over(
@@ -526,10 +588,18 @@ def test_a_damaged_version_is_published_again(
     for version in (1, 2):
         assert training.publish(run, models) == Promote(version, models / str(version))
         next((models / str(version) / "variables").glob("*.data-*")).write_bytes(b"")
+    # Damages that leave a file's size tell by its bytes.
+    training.publish(run, models)
+    shard = next((models / "3" / "variables").glob("*.data-*"))
+    shard.write_bytes(bytes(shard.stat().st_size))
+    assert training.publish(run, models).version == 4
+    shutil.rmtree(models / "4")
+    manifest = models / "2" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("fingerprints", "prints"))
     twin = _twin(run, tmp_path, "twin")
     third = training.publish(twin, models)
-    # Neither is a champion to compare with.
-    assert third == Promote(3, models / "3")
+    # None is a champion to compare with.
+    assert third == Promote(5, models / "5")
     assert training.publish(twin, models) == replace(third, already=True)
 
 
