@@ -122,7 +122,7 @@ class Live:
         self._seen: dict[int, Found] = {}
         log.info("reading the feature tables of %s", self.features)
         self._latest = LocalStore(self.features)
-        self._failed_tables: tuple[int, int] | None = None
+        self._failed_tables: Mark | None = None
         self._current: Serving | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from recsys.raw import canonical
 from recsys.spec import Spec, load
 from recsys.spec.records import Counter
 from recsys.spec.schema import COUNTED, OWNER_KEY, RawColumn, raw_columns
+from serving.versions import Mark, mark_of
+
+TABLES = "tables"
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class LocalStore:
         self.manifest = read_manifest(self.folder, "features")
         self.spec = load(self.folder / "spec.yaml")
         self._tables = {
-            owner: _load_table(self.folder / "tables" / f"{owner}.parquet", owner, self.spec)
+            owner: _load_table(self.folder / TABLES / f"{owner}.parquet", owner, self.spec)
             for owner in ("user", "item")
         }
         self._counters = {
@@ -118,7 +122,7 @@ class LocalStore:
         return np.fromiter((find(key, default) for key in keys), np.float32, len(by[0]))
 
     def _load_counter(self, name: str, encode: Counter) -> _Counter:
-        path = self.folder / "tables" / f"counter-{name}.parquet"
+        path = self.folder / TABLES / f"counter-{name}.parquet"
         table = read_table(path)
         facts = (self.manifest.get("counters") or {}).get(name) or {}
         _require(table, [*encode.by, COUNTED], path)
@@ -134,13 +138,17 @@ class LocalStore:
         )
 
 
-def mark(folder: str | Path) -> tuple[int, int] | None:
-    """What changes when an artifact's folder is replaced; None where there is no manifest."""
-    try:
-        found = (Path(folder) / MANIFEST).stat()
-    except OSError:
+def mark(folder: str | Path) -> Mark | None:
+    """What changes when anything does that is read of a features folder.
+
+    None where there is no manifest. The manifest alone would not do: it may be copied before the
+    tables are.
+    """
+    folder = Path(folder)
+    if not os.path.isfile(folder / MANIFEST):
         return None
-    return found.st_ino, found.st_mtime_ns
+    tables = sorted((folder / TABLES).glob("*.parquet"))
+    return mark_of([folder / MANIFEST, folder / "spec.yaml", *tables])
 
 
 def read_table(path: Path) -> pa.Table:

@@ -133,18 +133,25 @@ def inspect(folder: Path, stamp: Mark) -> Found:
 
 def folder_mark(folder: Path) -> Mark:
     """A mark of a folder's files: their names, sizes, times and permissions."""
-    lines = []
-    for root, folders, files in os.walk(folder):
+    files: list[Path] = []
+    for root, folders, names in os.walk(folder):
         folders.sort()
-        for name in sorted(files):
-            try:
-                facts = os.stat(os.path.join(root, name))
-            except OSError:
-                continue
-            lines.append(
-                f"{name} {facts.st_ino} {facts.st_size} {facts.st_mtime_ns} "
-                f"{facts.st_mode} {facts.st_uid} {facts.st_gid}"
-            )
+        files += (Path(root) / name for name in sorted(names))
+    return mark_of(files)
+
+
+def mark_of(files: Iterable[Path]) -> Mark:
+    """A mark of these files, as `folder_mark`; those that are not there leave none."""
+    lines = []
+    for path in files:
+        try:
+            facts = path.stat()
+        except OSError:
+            continue
+        lines.append(
+            f"{path.name} {facts.st_ino} {facts.st_size} {facts.st_mtime_ns} "
+            f"{facts.st_mode} {facts.st_uid} {facts.st_gid}"
+        )
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 

@@ -264,6 +264,26 @@ def test_tables_built_anew_are_taken_up(
     assert live.current.store.lookup("user", ["u3"]).known.all()
 
 
+def test_tables_that_are_copied_behind_their_manifest_are_taken_up_once_they_are_there(
+    tmp_path: Path, models: Path, write_features: Callable[..., Path], spec: Spec
+) -> None:
+    features = write_features(tmp_path / "features", spec)
+    live = Live(models, features, Metrics())
+    items = {"key:owner": ["i9"], "item_id": ["i9"], "price": [1.0], "tags": ["a"]}
+    new = write_features(tmp_path / "new", spec, item=items)
+    shutil.copy(new / "manifest.json", features / "manifest.json")
+    live.poll()
+    assert live.current.store.size("item") == 4
+    table = (new / "tables" / "item.parquet").read_bytes()
+    # Half of a table is refused, and what served goes on.
+    (features / "tables" / "item.parquet").write_bytes(table[:100])
+    live.poll()
+    assert live.current.store.size("item") == 4
+    (features / "tables" / "item.parquet").write_bytes(table)
+    live.poll()
+    assert live.current.store.keys("item", 2) == ["i9"]
+
+
 def test_other_features_wait_for_their_model(
     tmp_path: Path, write_features: Callable[..., Path], spec: Spec, publish: Publish
 ) -> None:
