@@ -99,7 +99,8 @@ def convert(
         largest = compare(spec, signature, content, rows, model)
         (aside / MODEL).write_bytes(content)
         vocabularies = read_vocabularies(spec, export)
-        inputs = describe(spec, signature.owner.transform.transform_fn, vocabularies)
+        graph = signature.owner.transform.transform_fn
+        inputs = describe(spec, graph, vocabularies, made.get("counters") or {})
         for table, tokens in vocabularies.items():
             path = aside / vocabulary_file(table)
             path.parent.mkdir(exist_ok=True)

@@ -22,15 +22,22 @@ matters: set tensors by name.
 `raw.column` names the raw value, `raw.type` its form.
 
 - `text`: a string. Missing is `""`. A whole number is written without `.0` (`7`, not `7.0`), true
-  and false are `1` and `0`, other numbers are written as short as they can be read back, and the
-  parts of a list, each written so, are joined by its `separator`. Text that reads `7.0`, `True`,
+  and false are `1` and `0`, other numbers are written as short as they can be read back, those of
+  1e16 and more and those below 0.0001 with an exponent of a sign and at least two digits (`1e+16`,
+  `1.5e-05`), and the parts of a list, each written so, are joined by its `separator`. A list within
+  a text may stand in brackets (`[a, b]`, `['a', 'b']`): these, blanks around its parts and quotes
+  around a part are left out. Text that reads `7.0`, `True`,
   `true` or `TRUE` (and so on for false) is `7`, `1` and `0` too. Nothing is trimmed or folded:
   `"A"`, `"a"` and `" a"` are three values.
 - `number`: a 32-bit float. Missing is NaN; infinity is missing.
 - Where `raw.number` is given, the raw value is text that is read as a number: if the whole of it
-  matches that regular expression, it is the nearest 32-bit float, and else it is missing.
+  matches that regular expression, it is the nearest 32-bit float, and else it is missing. Beyond
+  the largest 32-bit float (`1e40`) it is missing too; below the smallest (`1e-60`) it is 0.
 - `raw.computed_by_feature_job` is `history` or `counter` where the value is none of your own
-  columns but one that the feature job made, as its tables of users and items hold it.
+  columns but one that the feature job made. A history is a column of its table of
+  `raw.owner`s (`tables/user.parquet` of the features, or `item`). A counter has a table of its own, `tables/` and then
+  `raw.table`: the value is in the column `raw.value` of the row whose columns are those of
+  `raw.by`, as text, and `raw.default` where there is no such row (null: missing).
 
 ## Lists
 
@@ -45,8 +52,8 @@ What each part of a list counts, a 32-bit float. The text is split and its parts
 above. Where `list` names the raw column of the list, empty parts are not dropped: if the list's own
 text, split likewise, has as many parts, drop those at the places where the list's part is empty,
 and else none. Where `list` is null, drop empty parts. A part that matches `raw.number` in whole is
-that number, or 0 where it is negative; any other part is `missing`. The tail is filled with
-`padding`.
+that number, or 0 where it is negative; any other part is `missing`, and so is one beyond the largest
+32-bit float, of either sign. The tail is filled with `padding`.
 
 ## kind: vocabulary
 

@@ -27,12 +27,14 @@ from recsys.spec.records import (
     Vocabulary,
 )
 from recsys.spec.schema import (
+    COUNTED,
     LIST_SEPARATOR,
     NUMBER,
     PADDING,
     WHITESPACE,
     ModelInput,
     RawColumn,
+    counted_by,
     encoding_of,
     feature_inputs,
     learned_name,
@@ -79,13 +81,19 @@ def vocabulary_tables(spec: Spec, vocabularies: Mapping[str, list[str]]) -> dict
     return table_rows(spec, lambda table: len(vocabularies[table]))
 
 
-def describe(spec: Spec, transform_fn: Any, vocabularies: Mapping[str, list[str]]) -> list[Any]:
+def describe(
+    spec: Spec,
+    transform_fn: Any,
+    vocabularies: Mapping[str, list[str]],
+    counters: Mapping[str, Mapping[str, Any]],
+) -> list[Any]:
     """One record a model input, in the order of the spec, as `lookup.json` holds them.
 
     Args:
         spec: The spec.
         transform_fn: The transform graph, as a loaded SavedModel has it.
         vocabularies: Tokens by embedding table.
+        counters: What the manifest of the features says of each counter.
 
     Raises:
         UserError: The graph does not hold the learned numbers under their names.
@@ -96,6 +104,16 @@ def describe(spec: Spec, transform_fn: Any, vocabularies: Mapping[str, list[str]
         _input(spec, feature, item, columns, vocabularies, learned)
         for feature, item in zip(spec.features, feature_inputs(spec), strict=True)
     ]
+    by = counted_by(spec)
+    for record in records:
+        if record["raw"]["computed_by_feature_job"] == "counter":
+            name = record["raw"]["column"]
+            record["raw"] |= {
+                "by": list(by[name]),
+                "table": f"counter-{name}.parquet",
+                "value": COUNTED,
+                "default": counters.get(name, {}).get("default"),
+            }
     made = {record["name"]: record for record in records}
     for item in model_inputs(spec)[len(records) :]:
         records.append(_weights(spec.feature(str(item.weighs)), item, columns, made))

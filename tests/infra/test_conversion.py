@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 from typer.testing import CliRunner
 
 import training
 from beam_jobs import run_features
+from beam_jobs.transform import _number, _weights
 from infra.cli import app
 from recsys.artifacts import read_json, write_manifest
 from recsys.calibration import Calibration
@@ -28,6 +30,7 @@ from recsys.spec import Spec, dumps, fingerprints
 from recsys.spec.names import argument_names
 from recsys.spec.schema import output_names, raw_columns
 from serving.scorer import Scorer
+from serving.store import LocalStore
 from training.conversion import compare
 from training.evaluation import load_numeric
 
@@ -290,6 +293,32 @@ def test_a_run_on_a_device_answers_as_it_serves(made: dict[str, Any], tmp_path: 
     tokens = (output / "vocabularies" / "user.jsonl").read_text("utf-8").split("\n")
     assert {'"quo\\"te"', '"back\\\\slash"', '"sep\u2028arator"'} <= set(tokens)
     assert_alike(made, made["folder"] / "run" / "export", output)
+    assert_counter_is_found(made, output)
+
+
+def assert_counter_is_found(made: dict[str, Any], output: Path) -> None:
+    """A counter looked up as the record and the README say is what the service looks up."""
+    inputs = read_json(output / "lookup.json")["inputs"]
+    raw = next(record["raw"] for record in inputs if record["name"] == "rate")
+    table = pq.read_table(made["folder"] / "features" / "tables" / raw["table"])
+    rows = {tuple(row[name] for name in raw["by"]): row[raw["value"]] for row in table.to_pylist()}
+    assert raw["by"] == ["item"] and raw["default"] is not None
+    items = [*made["log"]["item"].unique(), "never seen"]
+    store = LocalStore(made["folder"] / "features")
+    found = store.count("rate", [np.array(items, dtype=object)])
+    assert [rows.get((item,), raw["default"]) for item in items] == pytest.approx(found.tolist())
+
+
+@pytest.mark.parametrize(
+    ("text", "weight", "number"),
+    [("1e40", 1.0, math.nan), ("-1e40", 1.0, math.nan), ("1e-60", 0.0, 0.0), ("-2", 0.0, -2.0)],
+)
+def test_numbers_beyond_a_float_are_as_the_readme_says(
+    text: str, weight: float, number: float
+) -> None:
+    feature = phone_spec().feature("tags")
+    assert _weights(tf.constant([text]), feature).numpy()[0, 0] == weight
+    np.testing.assert_equal(_number(tf.constant([text]), log=False).numpy()[0], np.float32(number))
 
 
 def test_a_published_version_of_a_richer_model(made: dict[str, Any], tmp_path: Path) -> None:
