@@ -389,11 +389,12 @@ def require_fingerprint(
 def versions(models: str | Path) -> list[int]:
     """The versions that stand in a models folder, newest first: its subfolders named by a number.
 
-    Two names can say one number ("1" and "01"); only the plain one is a version.
+    Two names can say one number ("1" and "01"); only the plain one is a version. A folder that is
+    not there has none; of one that cannot be read, that is not known, and the system's error comes.
     """
     try:
         names = [path.name for path in Path(models).iterdir() if path.is_dir()]
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     numbers = [int(name) for name in names if name.isdecimal() and name == str(int(name))]
     return sorted(numbers, reverse=True)

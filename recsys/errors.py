@@ -60,13 +60,21 @@ class UserError(Exception):
         return {name: getattr(self, name) for name in names}
 
 
+_BEFORE_THE_CAUSE = ("Graph execution error:", "Detected at node", "<stack traces", "File ")
+"""How lines begin that TensorFlow puts above what went wrong within a graph."""
+
+
 def first_line(error: BaseException) -> str:
     """What an error says in one line; its kind where it says nothing.
 
     >>> first_line(ValueError("no number\\nat line 3")), first_line(TimeoutError())
     ('no number', 'TimeoutError')
+    >>> first_line(OSError("Graph execution error:\\n\\nDetected at node a\\nb; No such file"))
+    'b; No such file'
     """
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if not line.startswith(_BEFORE_THE_CAUSE)]
+    return (told or lines or [type(error).__name__])[0]
 
 
 def kind_and_line(error: BaseException) -> str:

@@ -92,9 +92,10 @@ def convert(
         where=folder,
         fix="Convert with the features that the model was trained on, or train on these.",
     )
-    signature = load_numeric(export)
-    rows = _validation_rows(spec, folder)
+    # An output that is taken is refused before the work.
     with write_folder(output) as aside:
+        signature = load_numeric(export)
+        rows = _validation_rows(spec, folder)
         content = to_lite(export)
         largest = compare(spec, signature, content, rows, model)
         (aside / MODEL).write_bytes(content)

@@ -34,10 +34,10 @@ matters: set tensors by name.
   matches that regular expression, it is the nearest 32-bit float, and else it is missing. Beyond
   the largest 32-bit float (`1e40`) it is missing too; below the smallest (`1e-60`) it is 0.
 - `raw.computed_by_feature_job` is `history` or `counter` where the value is none of your own
-  columns but one that the feature job made. A history is a column of its table of
-  `raw.owner`s (`tables/user.parquet` of the features, or `item`). A counter has a table of its own, `tables/` and then
-  `raw.table`: the value is in the column `raw.value` of the row whose columns are those of
-  `raw.by`, as text, and `raw.default` where there is no such row (null: missing).
+  columns but one that the feature job made. A history is a column of its table of `raw.owner`s
+  (`tables/user.parquet` of the features, or `item`). A counter has a table of its own, `tables/`
+  and then `raw.table`: the value is in the column `raw.value` of the row whose columns are those
+  of `raw.by`, as text, and `raw.default` where there is no such row (null: missing).
 
 ## Lists
 

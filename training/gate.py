@@ -37,6 +37,9 @@ class Reject:
 
 Decision = Promote | Reject
 
+_ROUNDING = 1e-9
+"""What the difference of two floats may be off by: 0.75 - 0.74 is more than 0.01."""
+
 
 def decide(metrics: Mapping[str, Any], champion: Mapping[str, Any] | None, spec: Spec) -> Decision:
     """Judge a challenger by its metrics, and the champion's on the same rows.
@@ -81,21 +84,35 @@ def decide(metrics: Mapping[str, Any], champion: Mapping[str, Any] | None, spec:
         if auc is None:
             reasons.append(f"{task.name}: AUC is not defined, for want of both labels")
         elif gate.min_auc is not None and auc < gate.min_auc:
-            reasons.append(f"{task.name}: AUC {auc:.4f} is below the gate of {gate.min_auc:.4f}")
+            mine_said, least = _apart(auc, gate.min_auc)
+            reasons.append(f"{task.name}: AUC {mine_said} is below the gate of {least}")
         if gate.max_ece is not None and (ece is None or ece > gate.max_ece):
-            shown = "not defined" if ece is None else f"{ece:.4f}"
-            reasons.append(f"{task.name}: ECE {shown} is above the gate of {gate.max_ece:.4f}")
+            shown, most = (
+                ("not defined", f"{gate.max_ece:.4f}") if ece is None else _apart(ece, gate.max_ece)
+            )
+            reasons.append(f"{task.name}: ECE {shown} is above the gate of {most}")
         before = None if theirs is None else theirs.get("auc")
         if auc is None or before is None:
             continue
-        if before - auc > gate.max_auc_drop:
+        if before - auc > gate.max_auc_drop + _ROUNDING:
+            drop, most = _apart(before - auc, gate.max_auc_drop)
             reasons.append(
-                f"{task.name}: AUC {auc:.4f} is {before - auc:.4f} below the champion's "
-                f"{before:.4f}; at most {gate.max_auc_drop:.4f} is allowed"
+                f"{task.name}: AUC {auc:.4f} is {drop} below the champion's "
+                f"{before:.4f}; at most {most} is allowed"
             )
         else:
             notes.append(f"{task.name}: AUC {auc:.4f}, the champion's {before:.4f}")
     return Reject(tuple(reasons)) if reasons else Promote(notes=tuple(notes))
+
+
+def _apart(found: float, limit: float) -> tuple[str, str]:
+    """Two numbers in as many digits as tell them apart, four at least.
+
+    >>> _apart(0.65, 0.7), _apart(0.69996, 0.7)
+    (('0.6500', '0.7000'), ('0.69996', '0.70000'))
+    """
+    digits = next((n for n in range(4, 17) if f"{found:.{n}f}" != f"{limit:.{n}f}"), 4)
+    return f"{found:.{digits}f}", f"{limit:.{digits}f}"
 
 
 def _tasks(answers: Iterable[str]) -> set[str]:

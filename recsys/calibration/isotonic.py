@@ -85,6 +85,6 @@ def isotonic_knots(
     levels, starts = isotonic_regression(rate, mass + pseudo)
     x = np.add.reduceat(logit_sum, starts) / np.add.reduceat(mass, starts)
     y = np.log(levels) - np.log1p(-levels)
-    # Knots a rounding error apart would make a vertical line that float32 cannot follow.
+    # Between knots as close as this the line is so steep that the rounding of float32 shows.
     keep = np.r_[True, (np.diff(x) > 1e-4) & (np.diff(y) > 1e-9)]
     return x[keep], y[keep]

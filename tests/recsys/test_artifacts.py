@@ -238,6 +238,11 @@ def test_versions_are_folders_named_by_a_plain_number(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     (tmp_path / "11").write_text("a file")
     assert versions(tmp_path) == [10, 2, 1]
+    assert versions(tmp_path / "11") == []
+    # What cannot be read is not empty.
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="loop"):
+        versions(tmp_path / "loop")
 
 
 def test_errors_cross_processes_whole() -> None:

@@ -207,3 +207,5 @@ class TestRegression:
         nothing = {"mae": None, "rmse": None, "r2": None, "rows": 0}
         assert metrics.regression_metrics([NAN], [1.0]) == nothing
         assert metrics.regression_metrics([2.0, 2.0], [1.0, 3.0])["r2"] is None
+        assert np.mean([0.1] * 3) != 0.1
+        assert metrics.regression_metrics([0.1] * 3, [0.1] * 3)["r2"] is None

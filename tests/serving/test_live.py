@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import tensorflow as tf
 
 from recsys.errors import UserError
 from recsys.spec import Spec, change, fingerprints
@@ -102,6 +103,46 @@ def test_a_damaged_newest_version_changes_nothing(
     publish(models, 2)
     live.poll()
     assert live.current.version == 2 and live.refused.keys() == {3, 4}
+
+
+def test_a_refusal_names_the_file_that_is_missing(
+    tmp_path: Path, features: Path, publish: Publish
+) -> None:
+    models = publish(tmp_path / "models", 1)
+    publish(models, 2)
+    (words := tmp_path / "words").write_text("a\n")
+    table = tf.lookup.StaticVocabularyTable(
+        tf.lookup.TextFileInitializer(
+            str(words),
+            tf.string,
+            tf.lookup.TextFileIndex.WHOLE_LINE,
+            tf.int64,
+            tf.lookup.TextFileIndex.LINE_NUMBER,
+        ),
+        1,
+    )
+    model = tf.Module()
+    model.table = table
+    model.find = tf.function(table.lookup, input_signature=[tf.TensorSpec([None], tf.string)])
+    tf.saved_model.save(model, str(models / "2"))
+    shutil.rmtree(models / "2" / "assets")
+    live = Live(models, features, Metrics())
+    assert live.current.version == 1
+    assert f"{models / '2' / 'assets' / 'words'}; No such file" in live.refused[2].reason
+
+
+def test_versions_that_cannot_be_listed_leave_what_serves_and_what_is_known(
+    tmp_path: Path, features: Path, publish: Publish
+) -> None:
+    models = publish(tmp_path / "models", 1)
+    publish(models, 2)
+    (models / "2" / "saved_model.pb").unlink()
+    live = Live(models, features, Metrics())
+    models.rename(tmp_path / "moved")
+    models.symlink_to(models)
+    with pytest.raises(OSError, match="models"):
+        live.poll()
+    assert live.current.version == 1 and live.refused.keys() == {2}
 
 
 def test_a_refusal_names_what_serves_then(

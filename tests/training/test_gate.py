@@ -52,6 +52,23 @@ def test_drop_against_the_champion() -> None:
     assert decision.notes[0] == "click: AUC 0.7460, the champion's 0.7500"
 
 
+def test_a_drop_of_just_what_is_allowed_passes() -> None:
+    assert 0.75 - 0.74 > 0.01
+    assert isinstance(decide(found(0.74), found(0.75), gated(max_auc_drop=0.01)), Promote)
+
+
+def test_numbers_that_differ_are_told_apart() -> None:
+    assert decide(found(0.69996), None, gated(min_auc=0.7)) == Reject(
+        ("click: AUC 0.69996 is below the gate of 0.70000",)
+    )
+    decision = decide(found(0.7, ece=0.02004), None, gated(max_ece=0.02))
+    assert isinstance(decision, Reject)
+    assert decision.reasons[0] == "click: ECE 0.02004 is above the gate of 0.02000"
+    decision = decide(found(0.73999), found(0.75), gated(max_auc_drop=0.01))
+    assert isinstance(decision, Reject)
+    assert "is 0.01001 below the champion's 0.7500; at most 0.01000" in decision.reasons[0]
+
+
 def test_a_task_that_the_champion_lacks_is_not_compared() -> None:
     champion = {"rows": 9, "tasks": {"click": {"auc": 0.7, "ece": 0.0}}}
     assert isinstance(decide(found(0.7, 0.1), champion, gated()), Promote)

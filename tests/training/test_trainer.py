@@ -458,6 +458,16 @@ def test_features_of_other_ids_are_not_converted_with(
         training.convert(_twin(run, tmp_path, "mine", learned="mine"), tmp_path / "device", other)
 
 
+def test_an_output_that_is_taken_is_refused_before_the_model_is_read(
+    features: Path, run: Path, tmp_path: Path
+) -> None:
+    twin = _twin(run, tmp_path, "twin")
+    (twin / "export" / "saved_model.pb").write_bytes(b"half a graph")
+    (tmp_path / "device" / "mine").mkdir(parents=True)
+    with pytest.raises(UserError, match="already exists"):
+        training.convert(twin, tmp_path / "device")
+
+
 def test_a_published_run_is_judged_again_by_another_gate(
     run: Path, tested: dict[str, Any], tmp_path: Path
 ) -> None:
