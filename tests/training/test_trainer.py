@@ -24,12 +24,12 @@ import training
 from recsys import metrics
 from recsys.artifacts import read_manifest, versions
 from recsys.errors import UserError
+from recsys.locks import sole_publisher
 from recsys.spec import Spec, change, dumps, load
 from recsys.spec.records import Balancing, Gate, Ple, Ranking, Serve, Variant
 from training.checkpoints import Store
 from training.evaluation import MADE
 from training.gate import Promote, Reject
-from training.locks import sole_publisher
 
 ROOT = Path(__file__).parents[2]
 
