@@ -334,14 +334,10 @@ def test_a_cluster_with_another_application(
     models: Path, features: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # no token in the home folder is needed
-    listener = listen("127.0.0.1", 0)
-    elsewhere = listener.getsockname()[1]
-    listener.close()
-    # Held until the end; Ray Serve shares it.
-    reserved = socket.socket()
-    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    reserved.bind(("127.0.0.1", 0))
-    port = reserved.getsockname()[1]
+    listeners = [listen("127.0.0.1", 0) for _ in range(2)]
+    port, elsewhere = (listener.getsockname()[1] for listener in listeners)
+    for listener in listeners:
+        listener.close()
     other = subprocess.Popen(
         [sys.executable, "-c", CLUSTER, str(port)],
         stdin=subprocess.PIPE,
@@ -377,4 +373,3 @@ def test_a_cluster_with_another_application(
     finally:
         other.stdin.close()
         other.wait(timeout=60)
-        reserved.close()
