@@ -131,21 +131,23 @@ class ListCut:
 
 
 def list_cuts(spec: Spec) -> dict[str, ListCut]:
-    """The raw columns that features read as lists alone, all split alike, each with its cut."""
+    """The raw columns that features read as lists, each with its cut.
+
+    A list with weights stays whole, and so do these: the graph compares their lengths.
+    """
     cuts: dict[str, ListCut] = {}
     whole: set[str] = set()
     for feature, item in zip(spec.features, feature_inputs(spec), strict=True):
+        if not feature.is_list:
+            continue
         history = isinstance(feature.encode, History)
-        for column in (feature.name if history else feature.raw, weights_of(feature)):
-            if column is None:
-                continue
-            strip = "" if history else WHITESPACE
-            cut = ListCut(feature.separator or LIST_SEPARATOR, item.length, strip)
-            known = cuts.setdefault(column, cut)
-            cuts[column] = replace(known, length=max(known.length, cut.length))
-            alike = (known.separator, known.strip) == (cut.separator, strip)
-            if not (feature.is_list and alike and _splits_plainly(cut.separator)):
-                whole.add(column)
+        column = feature.name if history else feature.raw
+        strip = "" if history else WHITESPACE
+        cut = ListCut(feature.separator or LIST_SEPARATOR, item.length, strip)
+        # All features that read a column split it alike.
+        cuts[column] = replace(cut, length=max(cut.length, cuts.get(column, cut).length))
+        if weights_of(feature) is not None or not _splits_plainly(cut.separator):
+            whole.add(column)
     return {column: cut for column, cut in cuts.items() if column not in whole}
 
 

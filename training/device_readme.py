@@ -52,8 +52,8 @@ What each part of a list counts, a 32-bit float. The text is split and its parts
 above. Where `list` names the raw column of the list, empty parts are not dropped: if the list's own
 text, split likewise, has as many parts, drop those at the places where the list's part is empty,
 and else none. Where `list` is null, drop empty parts. A part that matches `raw.number` in whole is
-that number, or 0 where it is negative; any other part is `missing`, and so is one beyond the largest
-32-bit float, of either sign. The tail is filled with `padding`.
+that number, or 0 where it is negative; any other part is `missing`, and so is one beyond the
+largest 32-bit float, of either sign. The tail is filled with `padding`.
 
 ## kind: vocabulary
 

@@ -51,17 +51,15 @@ def test_lists_that_the_graph_may_split_otherwise_stay_whole() -> None:
 def test_a_list_is_cut_to_the_longest_that_is_read_of_it() -> None:
     twice = """
   - {name: more, owner: item, column: tags, separator: "|", encode: {kind: hash, buckets: 9,
-     max_length: 5, weights: weights}}
+     max_length: 5}}
 tasks:"""
     spec = loads(LISTS.replace("SEP", "'|'").replace("\ntasks:", twice))
     cuts = list_cuts(spec)
-    assert {name: cut.length for name, cut in cuts.items()} == {"seen": 3, "tags": 5, "weights": 5}
-    # What another feature reads otherwise stays whole.
-    for reading in ("vocabulary", "numeric"):
-        other = f"\n  - {{name: whole, owner: item, column: tags, encode: {reading}}}\ntasks:"
-        assert list_cuts(loads(LISTS.replace("SEP", "'|'").replace("\ntasks:", other))).keys() == {
-            "seen"
-        }
+    assert {name: cut.length for name, cut in cuts.items()} == {"seen": 3, "tags": 5}
+    # What has weights stays whole: the graph compares their number with its own.
+    weighted = twice.replace("max_length: 5", "max_length: 5, weights: parts")
+    text = LISTS.replace("SEP", "'|'").replace("\ntasks:", weighted)
+    assert list_cuts(loads(text)).keys() == {"seen"}
 
 
 def test_a_long_list_is_cut_behind_its_counters(

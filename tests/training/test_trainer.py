@@ -541,17 +541,17 @@ def test_a_publisher_waits_and_is_judged_by_what_came_before_it(
     first = tmp_path / "first"
     training.publish(_twin(run, tmp_path, "a"), first)
     models, waits = tmp_path / "models", threading.Event()
-    caplog.set_level("INFO", "training.locks")
+    caplog.set_level("INFO", "recsys.locks")
     told = logging.Handler()
     told.emit = lambda _: waits.set()  # type: ignore[method-assign]
-    logging.getLogger("training.locks").addHandler(told)
+    logging.getLogger("recsys.locks").addHandler(told)
     with ThreadPoolExecutor(1) as pool:
         with sole_publisher(models):
             second = pool.submit(training.publish, _twin(run, tmp_path, "b"), models)
             assert waits.wait(60)
             shutil.copytree(first / "1", models / "1")
         decision = second.result()
-    logging.getLogger("training.locks").removeHandler(told)
+    logging.getLogger("recsys.locks").removeHandler(told)
     assert isinstance(decision, Promote) and decision.version == 2
     assert "the champion's" in decision.notes[0]
 
