@@ -183,8 +183,11 @@ def _text_or_number(spec: Spec, column: RawColumn, source: str) -> Field:
     return Field(raw(column.name), source, "text", separator=separators(spec).get(column.name))
 
 
-def _is_coarse(spec: Spec) -> bool:
-    """Whether impressions may share user, item and time without being one and the same."""
+def _may_share_a_moment(spec: Spec) -> bool:
+    """Whether impressions may share user, item and time without being one and the same.
+
+    As the spec tells it: whether epoch numbers are days, the values alone say (`tells_moments`).
+    """
     time = spec.data.time
     if spec.data.keys.impression is not None or spec.data.duplicates == "keep":
         return False
@@ -230,7 +233,7 @@ def _impressions(spec: Spec, read: list[RawColumn]) -> Source:
             fields.append(_text_or_number(spec, column, source))
     # A counter may count by a column that is no feature; then the impressions hold it.
     fields += [Field(raw(name), name, "text") for name in only_counted_by(spec)]
-    return Source("impressions", data.impressions.path, tuple(fields), _is_coarse(spec))
+    return Source("impressions", data.impressions.path, tuple(fields), _may_share_a_moment(spec))
 
 
 def _action(spec: Spec, name: str) -> Source:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import filecmp
 import logging
 import os
 import shutil
@@ -191,20 +191,12 @@ def _gate_of(version: Path) -> str | None:
 
 def _holds(folder: Path, export: Path) -> bool:
     """Whether a folder has every file below an export, byte by byte."""
-    for path in export.rglob("*"):
-        twin = folder / path.relative_to(export)
-        if path.is_file() and not (
-            twin.is_file()
-            and twin.stat().st_size == path.stat().st_size
-            and _digest(twin) == _digest(path)
-        ):
-            return False
-    return True
-
-
-def _digest(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+    twins = ((path, folder / path.relative_to(export)) for path in export.rglob("*"))
+    return all(
+        twin.is_file() and filecmp.cmp(path, twin, shallow=False)
+        for path, twin in twins
+        if path.is_file()
+    )
 
 
 def _manifest_of(folder: Path) -> dict[str, Any]:
