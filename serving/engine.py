@@ -19,6 +19,7 @@ import uvicorn
 from recsys.errors import EXIT_WRONG_USE, UserError
 from serving.app import create_app
 from serving.logs import NAME
+from serving.scorer import set_apart
 
 log = logging.getLogger(NAME)
 
@@ -86,6 +87,7 @@ def serve(
         )
     listener = listen(host, port)
     try:
+        set_apart()
         app = create_app(models, features, poll_seconds=poll_seconds, threads=threads)
         Server(app, ready, url_of(host, port_of(listener))).run(sockets=[listener])
     finally:

@@ -227,8 +227,10 @@ def deployment(
         """The application, built in the replica."""
         from serving.app import create_app
         from serving.logs import log_to_stderr
+        from serving.scorer import set_apart
 
         log_to_stderr()
+        set_apart()
         return create_app(models, features, poll_seconds=poll_seconds, threads=threads)
 
     # Ray calls what is a plain function, and takes anything else for an application.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from recsys.errors import UserError, kind_and_line
 from recsys.spec import Spec
 from recsys.spec.names import argument_names
 from recsys.spec.schema import SCORE, RawColumn, output_names, raw_columns
+from serving.graph import fill, import_graph, read_graph
+
+SIGNATURE = "serving_default"
 
 
 @dataclass(frozen=True)
@@ -68,63 +72,64 @@ class Scorer:
         self.columns = raw_columns(spec)
         self.outputs = output_names(spec)
         self._arguments = argument_names(column.name for column in self.columns)
-        self._tf = tensorflow()
-        self._model = self._load()
-        self._call = self._model.signatures["serving_default"]
-        self._packs = _packs(self.columns, self._check_inputs())
-        self._packed = self._pack_call()
-        self.warm_up(sorted({1, min(64, spec.serve.max_candidates), spec.serve.max_candidates}))
-
-    def _load(self) -> Any:
+        tensorflow()
         try:
-            model = self._tf.saved_model.load(str(self.folder))
+            meta = read_graph(folder)
+            signature = meta.signature_def[SIGNATURE]
+            self._packs = _packs(self.columns, self._check(signature))
+            self._session, self._call = self._load(meta, signature)
+        except UserError:
+            raise
         except Exception as error:  # TensorFlow raises as many kinds as there are damages
             raise self._damaged(kind_and_line(error)) from error
-        if "serving_default" not in model.signatures:
-            raise self._damaged(f"the signatures {sorted(model.signatures)}")
-        return model
+        self.warm_up(sorted({1, min(64, spec.serve.max_candidates), spec.serve.max_candidates}))
 
-    def _check_inputs(self) -> set[str]:
+    def _check(self, signature: Any) -> set[str]:
+        """The columns that the signature takes."""
+        if not signature.outputs:
+            raise self._damaged(f"no signature {SIGNATURE}")
         wanted = {self._arguments[column.name]: column.dtype for column in self.columns}
-        inputs = {
-            name: tensor.dtype for name, tensor in self._call.structured_input_signature[1].items()
-        }
-        for name, dtype in inputs.items():
-            if wanted.get(name) != dtype.name:
+        for name, tensor in signature.inputs.items():
+            dtype = tensorflow().as_dtype(tensor.dtype).name
+            if wanted.get(name) != dtype:
                 raise self._damaged(
-                    f"an input {name} of {dtype.name} in serving_default, where "
+                    f"an input {name} of {dtype} in {SIGNATURE}, where "
                     f"the spec has {wanted.get(name, 'none')}"
                 )
-        lacking = {*self.outputs, SCORE} - set(self._call.structured_outputs)
+        lacking = {*self.outputs, SCORE} - set(signature.outputs)
         if lacking:
-            raise self._damaged(f"no output {', '.join(sorted(lacking))} in serving_default")
-        return {name for name, argument in self._arguments.items() if argument in inputs}
+            raise self._damaged(f"no output {', '.join(sorted(lacking))} in {SIGNATURE}")
+        return {name for name, argument in self._arguments.items() if argument in signature.inputs}
 
-    def _pack_call(self) -> Any:
-        """The signature behind four tensors: handing tensors over costs more than most ops."""
-        tf, packs, call, arguments = self._tf, self._packs, self._call, self._arguments
-
-        @tf.function(
-            autograph=False,
-            input_signature=[tf.TensorSpec([None] * pack.rank, pack.dtype) for pack in packs],
-        )
-        def packed(*tensors: Any) -> Any:
-            rows = tf.shape(tensors[0])[0]
+    def _load(self, meta: Any, signature: Any) -> tuple[Any, Any]:
+        """A session, and its call: behind four tensors, for handing one over costs much."""
+        tf = tensorflow()
+        with tf.Graph().as_default() as graph:
+            packed = [
+                tf.compat.v1.placeholder(pack.dtype, [None] * pack.rank) for pack in self._packs
+            ]
+            rows = tf.shape(packed[0])[0]
             inputs = {}
-            for pack, tensor in zip(packs, tensors, strict=True):
+            for pack, tensor in zip(self._packs, packed, strict=True):
                 for at, name in enumerate(pack.names):
-                    value = tf.fill([rows], tensor[at]) if pack.rank == 1 else tensor[:, at]
-                    inputs[arguments[name]] = value
-            answer = call(**inputs)
-            return tf.stack([answer[name] for name in (*self.outputs, SCORE)])
-
-        return packed
+                    inputs[signature.inputs[self._arguments[name]].name] = (
+                        tf.fill([rows], tensor[at]) if pack.rank == 1 else tensor[:, at]
+                    )
+            outputs = [signature.outputs[name].name for name in (*self.outputs, SCORE)]
+            answer = tf.stack(import_graph(meta, inputs, outputs))
+        # Requests run beside each other, so that splitting one op over threads only costs.
+        threads = tf.compat.v1.ConfigProto(
+            intra_op_parallelism_threads=1, inter_op_parallelism_threads=cores_at_hand()
+        )
+        session = tf.compat.v1.Session(graph=graph, config=threads)
+        fill(session, meta, self.folder)
+        return session, session.make_callable(answer, packed)
 
     def _damaged(self, found: str) -> UserError:
         return UserError(
             "A model version cannot serve.",
             where=str(self.folder),
-            expected="a SavedModel with the signature serving_default of its spec.yaml",
+            expected=f"a SavedModel with the signature {SIGNATURE} of its spec.yaml",
             found=found,
             fix="Publish again with: recsys publish RUN --models MODELS",
         )
@@ -142,9 +147,7 @@ class Scorer:
         taken.
         """
         rows = len(columns[self.columns[0].name])
-        answer = self._packed(
-            *(self._tf.constant(pack.of(columns, rows), pack.dtype) for pack in self._packs)
-        ).numpy()
+        answer = self._call(*(pack.of(columns, rows) for pack in self._packs))
         return dict(zip((*self.outputs, SCORE), answer, strict=True))
 
     def warm_up(self, sizes: Sequence[int]) -> None:
@@ -179,16 +182,19 @@ def top(scores: np.ndarray, count: int | None) -> np.ndarray:
 
 
 def tensorflow() -> Any:
-    """TensorFlow, kept to this process' cores and off its start-up chatter."""
+    """TensorFlow, without its start-up chatter."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import tensorflow as tf
 
-    cores = cores_at_hand()
-    try:
-        # Requests run beside each other, so that splitting one op over threads only costs.
-        tf.config.threading.set_intra_op_parallelism_threads(1)
-        tf.config.threading.set_inter_op_parallelism_threads(cores)
-    except RuntimeError:
-        # Something in this process has used TensorFlow already; its threads stay as they are.
-        return tf
     return tf
+
+
+def set_apart() -> None:
+    """Keep the garbage collector off what a service process starts with.
+
+    TensorFlow's modules are some 370,000 objects, which live as long as the process. Where a
+    full collection looks at them, every request waits for a fifth of a second.
+    """
+    tensorflow()
+    gc.collect()
+    gc.freeze()

@@ -172,6 +172,11 @@ def measure(
     return seen, took, len(seen) / spent
 
 
+def summary(values: np.ndarray) -> list[str]:
+    """Median, 99th percentile and longest, as the table shows them."""
+    return [f"{cell:.2f}" for cell in (*np.percentile(values, (50, 99)), values.max())]
+
+
 def publish_again(models: Path) -> int:
     """The newest version once more, as the next one; its number."""
     newest = versions(models)[0]
@@ -252,8 +257,10 @@ def main() -> None:
         "clients",
         "p50",
         "p99",
+        "longest",
         "in the service p50",
         "p99",
+        "longest",
         "a second",
     )
     for name in columns:
@@ -267,30 +274,23 @@ def main() -> None:
                 body = example_request(spec, options.features, n=count)
                 asked = str(len(body["candidates"]))
                 seen, took, rate = measure(url, body, options.requests, clients)
-                cells = [np.percentile(values, q) for values in (seen, took) for q in (50, 99)]
                 result.add_row(
-                    engine, asked, str(clients), *(f"{cell:.2f}" for cell in cells), f"{rate:.0f}"
+                    engine, asked, str(clients), *summary(seen), *summary(took), f"{rate:.0f}"
                 )
                 if options.swap:
                     seen, took, after = measure_swap(url, body, options.models)
-                    cells = [np.percentile(values, q) for values in (seen, took) for q in (50, 99)]
                     result.add_row(
                         f"{engine}, {len(seen)} while a version is swapped",
                         asked,
                         "1",
-                        *(f"{cell:.2f}" for cell in cells),
+                        *summary(seen),
+                        *summary(took),
                     )
-                    cells = [np.percentile(after, q) for q in (50, 99)]
-                    result.add_row(
-                        f"{engine}, {len(after)} after it",
-                        asked,
-                        "1",
-                        *(f"{cell:.2f}" for cell in cells),
-                    )
+                    result.add_row(f"{engine}, {len(after)} after it", asked, "1", *summary(after))
         finally:
             child.send_signal(signal.SIGTERM)
             child.wait(timeout=60)
-    Console(width=110).print(result)
+    Console(width=160).print(result)
     if folder is not None:
         shutil.rmtree(folder)
 

@@ -117,6 +117,10 @@ def _save(folder: Path, scale: float) -> None:
     import recsys  # noqa: F401, I001
     import tensorflow as tf
 
+    words = folder.with_suffix(".words") / "words"
+    words.parent.mkdir()
+    words.write_text("u1\nu2\n")
+
     def length(text: tf.Tensor) -> tf.Tensor:
         return tf.cast(tf.strings.length(text), tf.float32)
 
@@ -130,6 +134,16 @@ def _save(folder: Path, scale: float) -> None:
         def __init__(self) -> None:
             super().__init__()
             self.scale = tf.Variable(scale)
+            self.users = tf.lookup.StaticVocabularyTable(
+                tf.lookup.TextFileInitializer(
+                    str(words),
+                    tf.string,
+                    tf.lookup.TextFileIndex.WHOLE_LINE,
+                    tf.int64,
+                    tf.lookup.TextFileIndex.LINE_NUMBER,
+                ),
+                1,
+            )
 
         @tf.function(
             input_signature=[
@@ -172,7 +186,7 @@ def _save(folder: Path, scale: float) -> None:
                 + length(country)
                 + length(item_id)
                 + tag_count
-                + 0.0 * length(user_id)
+                + 0.0 * tf.cast(self.users.lookup(user_id), tf.float32)
             )
             # A request with this device is never done.
             endless = tf.reduce_any(device == "endless")

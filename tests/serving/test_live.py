@@ -12,7 +12,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-import tensorflow as tf
 
 from recsys.errors import UserError
 from recsys.spec import Spec, change, fingerprints
@@ -110,21 +109,6 @@ def test_a_refusal_names_the_file_that_is_missing(
 ) -> None:
     models = publish(tmp_path / "models", 1)
     publish(models, 2)
-    (words := tmp_path / "words").write_text("a\n")
-    table = tf.lookup.StaticVocabularyTable(
-        tf.lookup.TextFileInitializer(
-            str(words),
-            tf.string,
-            tf.lookup.TextFileIndex.WHOLE_LINE,
-            tf.int64,
-            tf.lookup.TextFileIndex.LINE_NUMBER,
-        ),
-        1,
-    )
-    model = tf.Module()
-    model.table = table
-    model.find = tf.function(table.lookup, input_signature=[tf.TensorSpec([None], tf.string)])
-    tf.saved_model.save(model, str(models / "2"))
     shutil.rmtree(models / "2" / "assets")
     live = Live(models, features, Metrics())
     assert live.current.version == 1
