@@ -81,7 +81,7 @@ class Serving:
 def frequent_switches(seconds: float = 0.0005) -> Iterator[None]:
     """Let threads wait for the interpreter this long at most, in place of Python's 5 ms.
 
-    Loading a model is much Python, and a request takes turns with it several times.
+    Loading a model or tables is Python, and a request takes turns with it several times.
     """
     before = sys.getswitchinterval()
     sys.setswitchinterval(min(seconds, before))
@@ -247,7 +247,8 @@ class Live:
         if stamp is None or stamp in (self._latest.mark, self._failed_tables):
             return
         try:
-            store = LocalStore(self.features)
+            with frequent_switches():
+                store = LocalStore(self.features)
             fingerprint = store.fingerprint
         except Exception as error:  # as above: the versions are still to be looked at
             self._failed_tables = stamp
