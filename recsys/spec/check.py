@@ -372,7 +372,15 @@ def _data(spec: Spec) -> Iterator[Finding]:
             yield ("data", "keys"), "actions are joined by data.keys.impression; set it", ""
         if data.time is None:
             yield ("data", "actions"), "attribution windows need data.time", ""
+    read = {task.label.action for task in spec.tasks if isinstance(task.label, ActionLabel)}
     for name, log in data.actions.items():
+        if name not in read:
+            yield (
+                ("data", "actions", name),
+                f"no task reads this log; name it in a task's label (label: {{action: {name}}}), "
+                "or leave it out",
+                "",
+            )
         if name in ("impressions", "user table", "item table"):
             yield ("data", "actions", name), f"{name!r} is another log; choose another name", ""
         if log.time is None:
