@@ -72,8 +72,9 @@ ADVICE = {
     "own dim, raise the vocabularies' min_count, shorten lists and histories (max_length), or "
     "set model.first_order: false.",
     DENSE: "The layers are the work. Narrow model.shared and model.towers, set model.gated: "
-    "false, use fewer experts, interactions or members, or use a GPU (--gpu) with "
-    "train.precision: mixed_bfloat16. model.recompute costs time for memory.",
+    "false, use fewer experts, interactions or members, or set train.precision: mixed_bfloat16 "
+    "on a GPU (--gpu) or a processor that multiplies bfloat16 (avx512_bf16 or amx_bf16 in "
+    "/proc/cpuinfo). model.recompute costs time for memory.",
     LOSSES: "Losses and their balancing take longer than the network. Use train.balancing "
     "kind: fixed, leave ranking losses out, or raise train.batch_size.",
     COLLECTIVES: "Workers wait for one another. Raise train.batch_size, so that they exchange "
