@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,6 +15,11 @@ from recsys.calibration.record import Calibration, logit, sigmoid
 _Array = NDArray[Any]
 FitKind = Literal["none", "temperature", "platt", "isotonic"]
 _MAX_LOGIT = 30.0
+_LEAST_SPREAD = 1e-3
+"""Standard deviation of calibrated logits that is next to none, and still some 2,000 steps of
+float32 at probabilities of 0.001 to 0.02."""
+_LEAST_SCALE = 1e-3
+"""Below this factor a curve's knots are too close to one another to count on their order."""
 
 
 def fit_calibration(
@@ -29,9 +35,11 @@ def fit_calibration(
     as of thinned negatives or focal loss with alpha; "platt" (Platt 1999) scales and
     shifts it, by Newton's method with Platt's smoothed targets; "isotonic" (Zadrozny
     and Elkan 2002) bends it freely upwards, in at most `max_knots` knots, leaning on
-    Platt's fit where events are few. All results
-    are strictly increasing, so they leave AUC as it is. Rows with a NaN label, or a
-    logit that is not finite, are left out; logits beyond 30 count as 30 in the fit.
+    Platt's fit where events are few, and where its log loss on these rows is above that of
+    Platt's fit, it is that. All results are strictly increasing, so they leave AUC as it is;
+    logits that do not rise with the label are flattened by "platt" and "isotonic" to hardly
+    more than the label rate. Rows with a NaN label, or a logit that is not finite, are left
+    out; logits beyond 30 count as 30 in the fit.
 
     Args:
         kind: what to fit; "none" fits nothing.
@@ -71,26 +79,46 @@ def fit_calibration(
         if slope <= 1e-3:
             return Calibration(warning="not calibrated: logits do not rise with the label")
         return Calibration("temperature", {"temperature": 1.0 / slope})
+    line = _line(y, x, w)
+    return line if kind == "platt" else _curve(y, x, w, line, max_knots)
+
+
+def _line(y: _Array, x: _Array, w: _Array) -> Calibration:
+    """Platt's fit; of logits that do not rise with the label, the flattest that keeps order."""
     slope, intercept = _newton(_platt_targets(y, w), x, w, intercept=True)
-    rises = slope > 1e-3
-    if kind == "platt":
-        if rises:
-            return Calibration("platt", {"slope": slope, "intercept": intercept})
-        return Calibration(
-            "platt",
-            {"slope": 1.0, "intercept": _shift(y, x, w)},
-            "only the mean is calibrated: logits do not rise with the label",
-        )
-    rate = float(w @ y / w.sum())
-    prior = sigmoid(slope * x + intercept) if rises else np.full(x.shape, rate)
-    knots_x, knots_y = isotonic_knots(y, x, w, prior, max_knots)
-    warning = None
-    if knots_x.size == 1:
-        knots_y = knots_x + _shift(y, x, w)
-        warning = "only the mean is calibrated: the label rate does not rise with the logit"
+    mean = w @ x / w.sum()
+    spread = float(np.sqrt(w @ (x - mean) ** 2 / w.sum()))
+    flattest = min(1.0, _LEAST_SPREAD / spread) if spread > 0 else 1.0
+    if slope > flattest:
+        return Calibration("platt", {"slope": slope, "intercept": intercept})
     return Calibration(
-        "isotonic", {"x": tuple(knots_x.tolist()), "y": tuple(knots_y.tolist())}, warning
+        "platt",
+        {"slope": flattest, "intercept": _shift(y, flattest * x, w)},
+        "only the mean is calibrated: logits do not rise with the label, so probabilities differ "
+        "by no more than keeps their order",
     )
+
+
+def _curve(y: _Array, x: _Array, w: _Array, line: Calibration, max_knots: int) -> Calibration:
+    """The isotonic fit, or `line` where that has the lower log loss on the same rows."""
+    knots_x, knots_y = isotonic_knots(y, x, w, line.apply(x), max_knots)
+    if knots_x.size > 1:
+        outside = min(1.0, float(line.segments()[3][0]))
+        # Lines through the middles of wide blocks do not average to the blocks' rates.
+        bent = _isotonic(knots_x, knots_y, outside).apply_logit(x)
+        scale, shift = _newton(_platt_targets(y, w), bent, w, intercept=True)
+        if scale > _LEAST_SCALE:
+            curve = _isotonic(knots_x, scale * knots_y + shift, scale * outside)
+            if _nll(y, curve.apply_logit(x), w) <= _nll(y, line.apply_logit(x), w):
+                return curve
+    return replace(
+        line,
+        warning=line.warning or "platt in place of isotonic: a curve fits these rows no better",
+    )
+
+
+def _isotonic(x: _Array, y: _Array, slope: float) -> Calibration:
+    return Calibration("isotonic", {"x": tuple(x.tolist()), "y": tuple(y.tolist()), "slope": slope})
 
 
 def _platt_targets(y: _Array, w: _Array) -> _Array:

@@ -15,7 +15,7 @@ _PARAMETERS: dict[str, tuple[str, ...]] = {
     "identity": (),
     "temperature": ("temperature",),
     "platt": ("slope", "intercept"),
-    "isotonic": ("x", "y"),
+    "isotonic": ("x", "y", "slope"),
 }
 
 
@@ -25,8 +25,9 @@ class Calibration:
 
     Attributes:
         kind: "identity"; "temperature", x / temperature; "platt", slope x + intercept;
-            "isotonic", straight lines between the knots (x, y), and slope one outside.
-        parameters: the numbers that the kind needs; knots are tuples, both increasing.
+            "isotonic", straight lines between the knots (x, y), and lines of `slope` outside.
+        parameters: the numbers that the kind needs; knots are tuples, both increasing. The
+            slope of "isotonic" is 1 where it is not given, as in older records.
         warning: why the fit fell back to something simpler, or None.
 
     >>> Calibration("platt", {"slope": 1.0, "intercept": 0.0}).apply([0.0]).tolist()
@@ -40,14 +41,13 @@ class Calibration:
     def __post_init__(self) -> None:
         if self.kind not in _PARAMETERS:
             raise ValueError(f"kind must be one of {sorted(_PARAMETERS)}; received {self.kind!r}.")
-        if set(self.parameters) != set(_PARAMETERS[self.kind]):
+        given = {"slope": 1.0, **self.parameters} if self.kind == "isotonic" else self.parameters
+        if set(given) != set(_PARAMETERS[self.kind]):
             raise ValueError(
                 f"{self.kind} needs parameters {_PARAMETERS[self.kind]}; "
                 f"received {sorted(self.parameters)}."
             )
-        p: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in self.parameters.items()
-        }
+        p: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
         object.__setattr__(self, "parameters", p)
         if not all(np.isfinite(v).all() for v in p.values()):
             raise ValueError(f"{self.kind} needs finite parameters; received {dict(p)}.")
@@ -73,7 +73,7 @@ class Calibration:
         p: Mapping[str, Any] = self.parameters
         if self.kind == "isotonic":
             x, y = np.asarray(p["x"]), np.asarray(p["y"])
-            slopes = np.concatenate([[1.0], np.diff(y) / np.diff(x), [1.0]])
+            slopes = np.r_[p["slope"], np.diff(y) / np.diff(x), p["slope"]]
             return x, np.r_[x[0], x], np.r_[y[0], y], slopes
         slope = p.get("slope", 1.0 / p.get("temperature", 1.0))
         return np.zeros(0), np.zeros(1), np.array([p.get("intercept", 0.0)]), np.array([slope])
