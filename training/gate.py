@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recsys.spec.records import Spec
+from recsys.spec.records import Gate, Spec
 from recsys.spec.schema import conditional_name
 
 
@@ -46,8 +46,9 @@ def decide(metrics: Mapping[str, Any], champion: Mapping[str, Any] | None, spec:
 
     Every task's own output is judged: AUC at least `gate.min_auc`, ECE at most
     `gate.max_ece`, and AUC at most `gate.max_auc_drop` below the champion's. A task that the
-    champion does not have is judged by the first two alone; a regression by none. A task that
-    only the champion has is lost to those who ask for it, which is a reason against.
+    champion does not have is judged by the first two alone; a regression by none, and neither is
+    a task of weight 0 whose gate is the default, of which a note is made. A task that only the
+    champion has is lost to those who ask for it, which is a reason against.
 
     >>> from recsys.spec import loads
     >>> spec = loads('''
@@ -75,6 +76,9 @@ def decide(metrics: Mapping[str, Any], champion: Mapping[str, Any] | None, spec:
         )
     for task in spec.tasks:
         if task.is_regression:
+            continue
+        if task.weight == 0.0 and task.gate == Gate():
+            notes.append(f"{task.name}: not judged, as its weight is 0 and its gate sets no limit")
             continue
         mine, theirs = metrics.get("tasks", {}).get(task.name), others.get(task.name)
         if mine is None:

@@ -458,7 +458,8 @@ class Ranking(Record):
 class Gate(Record):
     """What a challenger must show on the evaluated split to be published.
 
-    Regressions are not judged. A challenger that lacks a task of the champion's is refused.
+    Regressions are not judged, nor is a task of `weight: 0` unless a limit here differs from its
+    default. A challenger that lacks a task of the champion's is refused.
     """
 
     min_auc: Fraction | None = None
@@ -497,8 +498,8 @@ class Task(Record):
     ranking: Ranking | None = None
     """Ranking loss that is added; needs `data.keys.request`."""
     weight: NonNegative = 1.0
-    """Factor of the task's loss; at 0 its networks are not trained, and it does not choose the
-    best epoch."""
+    """Factor of the task's loss; at 0 its networks are not trained, it does not choose the best
+    epoch, and it is judged only by a `gate` of its own."""
     gate: Gate = Gate()
     """What the task's metrics must show for a model to be published."""
 

@@ -91,6 +91,29 @@ def test_a_lost_task_is_refused_by_name() -> None:
     assert isinstance(decide(found(0.9), champion, gated()), Promote)
 
 
+def without_weight(**gate: float) -> Spec:
+    """Conversions are not trained, and `gate` is theirs alone."""
+    spec = gated()
+    click, conversion = spec.tasks
+    untrained = conversion.model_copy(update={"weight": 0.0, "gate": Gate(**gate)})
+    return spec.model_copy(update={"tasks": (click, untrained)})
+
+
+def test_a_task_that_is_not_trained_is_judged_by_a_gate_of_its_own_alone() -> None:
+    note = "conversion: not judged, as its weight is 0 and its gate sets no limit"
+    assert decide(found(0.7, None), None, without_weight()) == Promote(notes=(note,))
+    decision = decide(found(0.7, 0.47), found(0.7, 0.52), without_weight())
+    assert isinstance(decision, Promote) and note in decision.notes
+    for auc, gate, reason in (
+        (0.47, {"min_auc": 0.5}, "conversion: AUC 0.4700 is below the gate of 0.5000"),
+        (0.47, {"max_auc_drop": 0.02}, "conversion: AUC 0.4700 is 0.0500 below the champion's"),
+        (None, {"max_ece": 0.5}, "conversion: AUC is not defined"),
+    ):
+        decision = decide(found(0.7, auc), found(0.7, 0.52), without_weight(**gate))
+        assert isinstance(decision, Reject)
+        assert decision.reasons[0].startswith(reason)
+
+
 def test_undefined_numbers_and_no_rows_are_refused() -> None:
     decision = decide(found(None), None, gated(max_ece=0.5))
     assert isinstance(decision, Reject) and "click: AUC is not defined" in decision.reasons[0]
