@@ -259,8 +259,9 @@ def features(
     from infra.report import show_features
     from infra.stages import make_features
 
-    manifest = make_features(_load(spec, settings), input, output, list(ctx.args))
-    _result(manifest, as_json, lambda value: show_features(value, output))
+    loaded = _load(spec, settings)
+    manifest = make_features(loaded, input, output, list(ctx.args))
+    _result(manifest, as_json, lambda value: show_features(loaded, value, output))
 
 
 @app.command()

@@ -98,20 +98,27 @@ def show_metrics(metrics: Mapping[str, Any]) -> None:
         print(f"champion: {champion['path']}, on {champion['rows']:,} rows")
         for table in comparison_tables(metrics["tasks"], champion["tasks"]):
             show(table)
-    for feature, values in (metrics.get("slices") or {}).items():
-        table = Table(title=f"AUC by {feature}", box=box.SIMPLE_HEAD)
-        table.add_column(feature)
-        table.add_column("rows", justify="right")
-        names = list(metrics["tasks"])
-        for name in names:
-            table.add_column(name, justify="right")
-        for value, part in values.items():
-            table.add_row(
-                str(value),
-                _number(part["rows"]),
-                *(_number((part["tasks"].get(name) or {}).get("auc")) for name in names),
-            )
-        show(table)
+    for feature, slices in (metrics.get("slices") or {}).items():
+        for figure in ("auc", "rmse"):
+            # What is not defined over all rows is so in no slice of them.
+            names = [n for n, v in metrics["tasks"].items() if v.get(figure) is not None]
+            if names:
+                show(_slices_table(feature, slices, figure, names))
+
+
+def _slices_table(
+    feature: str, slices: Mapping[str, Mapping[str, Any]], figure: str, names: Sequence[str]
+) -> Table:
+    """One figure of the answers `names`, a row a value of `feature`."""
+    table = Table(title=f"{figure.upper()} by {feature}", box=box.SIMPLE_HEAD)
+    table.add_column(feature)
+    table.add_column("rows", justify="right")
+    for name in names:
+        table.add_column(name, justify="right")
+    for value, part in slices.items():
+        found = [(part["tasks"].get(name) or {}).get(figure) for name in names]
+        table.add_row(str(value), _number(part["rows"]), *map(_number, found))
+    return table
 
 
 def show_inferred(spec: Spec, found: Inferred, table: Path, output: Path) -> None:
@@ -149,16 +156,15 @@ def _few(names: Sequence[str]) -> str:
     return f"{len(names)} column{'s' * (len(names) > 1)}: {shown}{more}"
 
 
-def show_features(manifest: Mapping[str, Any], folder: Path) -> None:
-    """Print what a feature job did."""
+def show_features(spec: Spec, manifest: Mapping[str, Any], folder: Path) -> None:
+    """Print what a feature job of `spec` did."""
     table = Table(title=f"features in {folder}")
     table.add_column("split")
     table.add_column("rows", justify="right")
     tasks = sorted({task for rates in manifest["labels"].values() for task in rates})
+    numbers = {task.name for task in spec.tasks if task.is_regression}
     for task in tasks:
-        # A mean over all rows; of 0 and 1 a rate.
-        share = all(0 <= rates.get(task, 0) <= 1 for rates in manifest["labels"].values())
-        table.add_column(f"{task} {'rate' if share else 'mean'}", justify="right")
+        table.add_column(f"{task} {'mean' if task in numbers else 'rate'}", justify="right")
     for split, rows in manifest["rows"].items():
         rates = manifest["labels"].get(split, {})
         table.add_row(split, f"{rows:,}", *(_number(rates.get(task)) for task in tasks))

@@ -15,7 +15,15 @@ from pathlib import Path
 import pytest
 
 from infra.progress import Progress
-from infra.report import best_epoch, counted, decision_json, show_decision, show_metrics
+from infra.report import (
+    best_epoch,
+    counted,
+    decision_json,
+    show_decision,
+    show_features,
+    show_metrics,
+)
+from recsys.spec import loads
 from training.gate import Promote
 
 EPOCHS = ["AUC click 0.7123", "AUC click 0.7234", "AUC click 0.7201"]
@@ -103,6 +111,46 @@ def test_a_champion_is_shown_with_the_differences(capsys: pytest.CaptureFixture[
     assert ["like", "this", "run", "-", "-", "-", "-", "-"] in rows
     assert ["minutes", "this", "run", "2.0000", "3.0000", "0.5000"] in rows
     assert max(len(line.rstrip()) for line in compared.splitlines()) <= 100
+
+
+def test_slices_are_of_figures_that_each_task_can_have(capsys: pytest.CaptureFixture[str]) -> None:
+    tasks = {
+        "click": {"rows": 9, "auc": 0.7},
+        "share": {"rows": 9, "auc": None},
+        "minutes": {"rows": 3, "rmse": 2.0, "r2": 0.5},
+    }
+    phone = {"rows": 5, "tasks": {"click": {"auc": 0.8}, "minutes": {"rmse": 1.5}}}
+    tablet = {"rows": 4, "tasks": {"click": {"auc": None}, "minutes": {"rmse": 2.5}}}
+    slices = {"device": {"phone": phone, "tablet": tablet}}
+
+    def shown(*names: str) -> list[list[str]]:
+        chosen = {name: tasks[name] for name in names}
+        show_metrics({"rows": 9, "tasks": chosen, "slices": slices})
+        lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+        start = next((i for i, line in enumerate(lines) if "by" in line), len(lines))
+        return [line for line in lines[start:] if not line[0].startswith("─")]
+
+    auc = [["device", "rows", "click"], ["phone", "5", "0.8000"], ["tablet", "4", "-"]]
+    rmse = [["device", "rows", "minutes"], ["phone", "5", "1.5000"], ["tablet", "4", "2.5000"]]
+    by = ["by", "device"]
+    assert shown("click", "share", "minutes") == [["AUC", *by], *auc, ["RMSE", *by], *rmse]
+    assert shown("minutes") == [["RMSE", *by], *rmse]
+    assert shown("share") == []
+
+
+def test_the_mean_of_a_regression_is_no_rate(capsys: pytest.CaptureFixture[str]) -> None:
+    spec = loads("""
+name: shop
+data: {impressions: log.csv, keys: {user: user, item: item}, split: {test: 0.1}}
+features: [{name: user, owner: user, encode: vocabulary}]
+tasks:
+  - {name: click, label: {column: click}}
+  - {name: share, label: {column: share}, loss: mse}
+""")
+    labels = {"train": {"click": 0.25, "share": 0.5}}
+    show_features(spec, {"rows": {"train": 8}, "labels": labels}, Path("features"))
+    shown = capsys.readouterr().out
+    assert "click rate" in shown and "share mean" in shown
 
 
 def test_days_are_one_line() -> None:
