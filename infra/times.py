@@ -51,7 +51,7 @@ _NOT_WHEN = (
 FEWEST_TIMES = 100
 """Values of a column that nobody named from which it could be a time."""
 _TIMED = (
-    r"(.*_)?(time|ts|at|t|when|date|datetime|timestamp|epoch|unix|dt)"
+    r"(.*_)?(time|ts|at|t|when|date|datetime|timestamp|epoch|unix|dt|ds)"
     r"(_(s|ms|us|ns|sec|secs|seconds|millis|utc|unix))?|timestamp.*"
 )
 """Names of columns that hold times where their numbers are some."""
@@ -156,7 +156,7 @@ def holds_dates(values: pa.ChunkedArray, name: str) -> bool:
         dates = bool(present) and all(map(_formats, present))
         return dates and isinstance(reading(values, name), Reading)
     dated = types.is_integer(kind) and re.fullmatch(r"(.*_)?(date|day|dt|ds)", name, re.I)
-    if dated and _of_digits(values):
+    if dated and _of_digits(values, name):
         return True
     numeric = types.is_integer(kind) or types.is_floating(kind)
     return numeric and re.fullmatch(_TIMED, snake(name)) is not None and this_century(values, 0)
@@ -201,7 +201,7 @@ def choose(
         how = "the only one with times of the moment"
         for name in _of_the_moment([c for c in dates if c.name not in first], owners):
             way = reading(raw[name], name)
-            if isinstance(way, str) or _is_clock(raw[name]):
+            if isinstance(way, str) or _is_clock(raw[name], name):
                 ways[name] = way
     found = _readings(ways)
     untimed = {name: way for name, way in ways.items() if isinstance(way, str)}
@@ -251,15 +251,15 @@ def _could_be_times(values: pa.ChunkedArray, column: Column) -> bool:
     return several and not column.numbers_names and this_century(values)
 
 
-def _is_clock(values: pa.ChunkedArray) -> bool:
+def _is_clock(values: pa.ChunkedArray, name: str) -> bool:
     """Whether a column that nobody named tells the time of nearly all rows."""
     kind = values.type
     numeric = types.is_integer(kind) or types.is_floating(kind)
-    return not numeric or this_century(values) or _of_digits(values)
+    return not numeric or this_century(values) or _of_digits(values, name)
 
 
-def _of_digits(values: pa.ChunkedArray) -> bool:
-    found = reading(values, "")
+def _of_digits(values: pa.ChunkedArray, name: str) -> bool:
+    found = reading(values, name)
     return isinstance(found, Reading) and found.column.format is not None
 
 

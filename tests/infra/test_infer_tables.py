@@ -547,6 +547,32 @@ def test_numbers_named_like_a_time_are_one(
     assert encodings(loads(text))["departure_time"] == "quantiles"
 
 
+@pytest.mark.parametrize("file", ["log.csv", "log.parquet"])
+@pytest.mark.parametrize(
+    ("name", "number", "expected"),
+    [
+        ("date", lambda f: f["timestamp"].dt.strftime("%Y%m%d"), ("iso", "%Y%m%d")),
+        ("event_date", lambda f: f["timestamp"].dt.strftime("%Y%m%d"), ("iso", "%Y%m%d")),
+        ("dt", lambda f: epoch(f, 1), ("s", None)),
+        ("ds", lambda f: epoch(f, 1e9), ("ns", None)),
+    ],
+)
+def test_whole_numbers_named_like_a_day_are_read(
+    tmp_path: Path, file: str, name: str, number: Change, expected: tuple[str, str | None]
+) -> None:
+    frame = log()
+    frame[name] = number(frame).astype("int64")
+    beside = loads(infer(written(frame, tmp_path, file)))
+    assert beside.data.time is not None and beside.data.time.column == "timestamp"
+    assert name not in encodings(beside)
+    alone = loads(infer(written(frame.drop(columns="timestamp"), tmp_path, file)))
+    time = alone.data.time
+    assert time is not None and (time.column, time.unit, time.format) == (name, *expected)
+    # The day of the week is a number of that name, too.
+    frame[name] = frame["timestamp"].dt.dayofweek
+    assert encodings(loads(infer(written(frame, tmp_path, file))))[name] == "vocabulary"
+
+
 @pytest.mark.parametrize(("seconds", "what"), [(60, "minutes"), (3600, "hours"), (86_400, "days")])
 def test_coarse_numbers_since_1970_are_no_seconds(tmp_path: Path, seconds: int, what: str) -> None:
     frame = log()
