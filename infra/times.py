@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from recsys.spec.schema import RawColumn
 
 PARSED = 0.99
 """Rows that must have a time that can be read; the feature job sets the others apart as bad."""
+DATED = 0.5
+"""Texts of a column named like a date that look like some, from which it is none but badly read."""
 PROBED = 1000
 DAY_SECONDS = 86_400
 
@@ -42,7 +45,9 @@ _DATE = re.compile(
 )
 _CLOCK = re.compile(r"\d{1,2}:\d{2}(:\d{2}([.]\d+)?)?( ?[AP]M)?", re.I)
 _TIME = r"time|timestamp|ts|datetime|date_?time|shown_at|event_time|time_ms"
-_DATED = r"(?i)date|time"
+_DATED = r"(.*_)?(date|time|datetime|timestamp)s?(_.*)?"
+_MARKED = r"\d[^\d.]+\d|\d[.]\d+[.]\d|\d{8}"
+"""What dates and times have in them: numbers with marks between them, or the digits of a day."""
 _NOT_WHEN = (
     r"(^|_)(valid|until|expir|due|end|next|last|prev|birth|born|since|sign_?up|regist|join|releas|"
     r"click|order|purchas|deliver|updat|modif)"
@@ -240,10 +245,21 @@ def _of_the_moment(dates: list[Column], owners: Owners) -> list[str]:
 
 
 def _unread(raw: pa.Table, columns: list[Column]) -> dict[str, str]:
-    """Why texts of columns that are named like dates are none."""
-    dated = [c.name for c in columns if re.search(_DATED, c.name)]
-    ways = {name: reading(raw[name], name) for name in dated if types.is_string(raw[name].type)}
+    """Why columns that are named like dates, whose texts mostly look like some, cannot be read."""
+    named = [c.name for c in columns if re.fullmatch(_DATED, c.snake)]
+    texts = [name for name in named if types.is_string(raw[name].type)]
+    ways = {name: reading(raw[name], name) for name in texts if _look_dated(raw[name])}
     return {name: way for name, way in ways.items() if isinstance(way, str)}
+
+
+def _look_dated(values: pa.ChunkedArray) -> bool:
+    """Whether texts mostly hold dates or times, in any way of writing them that pandas knows."""
+    texts = pd.Series(_present(values), dtype=object)
+    # Short numbers are days or years to pandas.
+    words = texts.where(texts.str.contains(_MARKED), None)
+    with warnings.catch_warnings(action="ignore"):
+        read = pd.to_datetime(words, errors="coerce", format="mixed", utc=True)
+    return bool(read.notna().mean() >= DATED)
 
 
 def _could_be_times(values: pa.ChunkedArray, column: Column) -> bool:

@@ -573,6 +573,24 @@ def test_whole_numbers_named_like_a_day_are_read(
     assert encodings(loads(infer(written(frame, tmp_path, file))))[name] == "vocabulary"
 
 
+def test_a_word_that_only_has_a_time_in_it_is_none(tmp_path: Path) -> None:
+    frame = log().drop(columns="timestamp")
+    words = [f"w{n % 40}" for n in range(ROWS)]
+    named = ["candidate_city", "sentiment", "updateText", "multimedia", "time_zone", "sale_date"]
+    dated = ["saleDate", "date_of_stay", "arrival_time"]
+    day = log()["timestamp"]
+    frame = frame.assign(**dict.fromkeys(named, words))
+    # None of these can be read, but none is a name that comes again, either.
+    frame["saleDate"] = day.dt.strftime("%b %d, %Y")
+    frame["date_of_stay"] = day.dt.strftime("%d.%m.%y")
+    frame["arrival_time"] = day.dt.strftime("%H:%M").where(day.dt.day > 2, "late")
+    text = infer(written(frame, tmp_path))
+    assert {encodings(loads(text)).get(name) for name in named} == {"vocabulary"}
+    assert not set(dated) & set(encodings(loads(text)))
+    for name in dated:
+        assert f"No feature of {name!r}: it is named like a time, but has a time that can" in text
+
+
 @pytest.mark.parametrize(("seconds", "what"), [(60, "minutes"), (3600, "hours"), (86_400, "days")])
 def test_coarse_numbers_since_1970_are_no_seconds(tmp_path: Path, seconds: int, what: str) -> None:
     frame = log()
