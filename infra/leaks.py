@@ -72,10 +72,14 @@ def late(
     absent = missing(values)
     if pa.types.is_boolean(values.type):
         values = values.cast(pa.int8())
-    if column.kind != "list" and (column.kind == "number" or column.known <= MOST_GROUPS):
-        groups, order = _groups(values, absent)
-    else:
+    if column.kind == "list":
         groups, order = absent.astype(np.int64), 0
+    else:
+        groups, order = _groups(values, absent)
+    if _has_many(column):
+        # One may stand for none, such as `no order`: all the others together are a group.
+        usual = np.bincount(groups[~absent]).argmax()
+        groups, order = np.where(absent, 0, np.where(groups == usual, 1, 2)), 2
     doubt = None
     filled = list(_filled(values, groups, absent, column))
     for truth in labels:
@@ -107,19 +111,34 @@ def late(
 def within(here: np.ndarray, ones: np.ndarray) -> bool:
     """Whether rows lie within a label's 1s, as nothing known before it does (bool [rows] each)."""
     rows, rate = here.sum(), ones.mean()
-    if not 0 < rate < 1 or not rows or ones[here].mean() <= MATCH:
+    share = ones[here].mean() if rows else 0.0
+    if not 0 < rate < 1 or share <= max(MATCH, rate):
         return False
-    return bool(-rows * np.log(rate) > SURE)
+    # Chernoff's bound on the chance of so many; where nearly all rows have the label, it is near.
+    strange = share * np.log(share / rate)
+    if share < 1:
+        strange += (1 - share) * np.log((1 - share) / (1 - rate))
+    return bool(rows * strange > SURE)
+
+
+def _has_many(column: Column) -> bool:
+    """Whether it holds texts of so many values that their order by a label is learned by heart."""
+    return column.kind == "text" and column.known > MOST_GROUPS
 
 
 def _filled(
     values: pa.ChunkedArray, groups: np.ndarray, absent: np.ndarray, column: Column
 ) -> Iterator[tuple[np.ndarray, str]]:
-    """Rows that have something, bool [rows]: a value, one other than 0, or than the usual one."""
+    """Rows that have something, bool [rows]: a value, one other than 0, or than the usual one.
+
+    Of a column that `_has_many`, the groups are its most frequent value, 1, and the others, 2.
+    """
     yield ~absent, "there"
     if column.kind == "number":
         yield ~absent & (pc.fill_null(values, 0).to_numpy() != 0), "other than 0"
-    if column.kind in ("number", "text") and len(groups):
+    if _has_many(column):
+        yield groups == 2, "other than its most frequent value"
+    elif column.kind in ("number", "text") and len(groups):
         counts = np.bincount(groups)
         usual = int(counts.argmax())
         if usual > 0 and 2 * counts[usual] > len(groups):

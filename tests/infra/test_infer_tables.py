@@ -130,6 +130,31 @@ def test_what_only_the_labelled_have_is_left_out(tmp_path: Path) -> None:
     assert "--label sold" not in text
 
 
+@pytest.mark.parametrize("none", ["none", "No order", ""])
+def test_texts_of_which_one_stands_for_none_are_judged(tmp_path: Path, none: str) -> None:
+    frame = log()
+    numbers = [f"o{n}" for n in range(ROWS)]
+    frame["order_ref"] = np.where(frame["click"] == 1, numbers, none)
+    # Half of the clicks have one; of the others, some miss it.
+    half = np.where((frame["click"] == 1) & (np.arange(ROWS) % 2 == 0), numbers, none)
+    frame["ticket"] = np.where(np.arange(ROWS) % 7 == 1, None, half)
+    text = infer(written(frame, tmp_path, "log.parquet"))
+    assert not {"order_ref", "ticket"} & set(encodings(loads(text)))
+    if none:
+        assert "'order_ref': alone it tells 'click' (AUC 1.000)" in text
+        assert "'ticket': it is other than its most frequent value only where 'click' is" in text
+
+
+def test_where_nearly_all_rows_have_a_label_nothing_seems_to_follow_it(tmp_path: Path) -> None:
+    frame = pd.concat([log()] * 5, ignore_index=True).drop(columns=["click", "purchase"])
+    rng = np.random.default_rng(2)
+    frame["finished"] = (rng.random(len(frame)) < 0.995).astype(int)
+    frame["query"] = [f"q{n}" for n in rng.integers(0, 90, len(frame))]
+    frame["stops"] = rng.integers(0, 4, len(frame))
+    text = infer(written(frame, tmp_path))
+    assert {"query", "stops"} <= set(encodings(loads(text))) and "Leave it out if" not in text
+
+
 def test_what_tells_a_label_well_is_doubted(tmp_path: Path) -> None:
     frame = log()
     wrong = np.arange(ROWS) % 50 == 0
