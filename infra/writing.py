@@ -18,7 +18,9 @@ from infra.columns import Column, Looked
 from infra.leaks import FEWEST
 from infra.roles import Request, Roles, Task, Timing, is_label_like
 from infra.splits import Split
+from recsys.spec import Spec, loads
 from recsys.spec.names import Names
+from recsys.spec.schema import encoding_of, tree_inputs
 
 COUNTED_KINDS = 3
 """Categories of an owner whose past is counted: those of most values."""
@@ -88,15 +90,11 @@ def spec(found: Findings) -> str:
     if found.split.days:
         made += counters(found, names, task_names)
     features = ["features:", *refused, *_keys(found, names), *made]
-    count = embedded(yaml.safe_load("\n".join(features))["features"])
-    lines = [*_head(found), *_data(found, names), *features, *_tasks(found, task_names)]
+    body = "\n".join([*_head(found), *_data(found, names), *features, *_tasks(found, task_names)])
     place = next((choice.column for choice in found.choices if choice.is_place), None)
-    # Trees do not read the keys' own ids; where there is nothing else, there are none.
-    trees = sum(line.startswith("  - ") for line in made) > (place is not None)
-    text = "\n".join(lines) + "\n" + model(count, trees)
-    if place:
-        text += f"  position: {quoted(names.of[place.name])}\n"
-    return text + TRAIN
+    rest = TRAIN if place is None else f"  position: {quoted(names.of[place.name])}\n{TRAIN}"
+    draft = loads(f"{body}\n{model(0, False)}{rest}", "the inferred spec")
+    return f"{body}\n{model(embedded(draft), bool(tree_inputs(draft)))}{rest}"
 
 
 def _head(found: Findings) -> list[str]:
@@ -362,11 +360,9 @@ def _task(of: Task, names: Names) -> list[str]:
     return [*lines, f"  - {{name: {name}, label: {{column: {column}}}{given}}}"]
 
 
-def embedded(features: list[dict[str, Any]]) -> int:
+def embedded(spec: Spec) -> int:
     """How many features have embeddings: all but plain numbers, also of counters."""
-    encodings = [feature["encode"] for feature in features]
-    kinds = [e if isinstance(e, str) else e.get("as", e)["kind"] for e in encodings]
-    return sum(kind != "numeric" for kind in kinds)
+    return sum(encoding_of(feature).kind != "numeric" for feature in spec.features)
 
 
 def model(embedded: int, trees: bool) -> str:

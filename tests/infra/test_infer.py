@@ -103,6 +103,15 @@ def test_trees_where_there_is_something_to_read(frame: pd.DataFrame, tmp_path: P
     keys = frame[["user_id", "item_id", "ts", "clicked", "bought"]]
     assert inferred(keys, tmp_path).model.trees is not None
     assert inferred(keys.drop(columns="ts"), tmp_path).model.trees is None
+    # Lists are the networks' alone; so is the place.
+    rng = np.random.default_rng(2)
+    tags = ["|".join(rng.choice(list("abcdef"), n % 3 + 1, False)) for n in range(len(frame))]
+    listed = keys.drop(columns="ts").assign(tags=tags)
+    assert inferred(listed, tmp_path).model.trees is None
+    requests = np.arange(len(frame)) // 5
+    listed = listed.assign(request_id=requests, position=np.arange(len(frame)) % 5)
+    spec = inferred(listed, tmp_path)
+    assert spec.model.position == "position" and spec.model.trees is None
 
 
 def test_pairs_of_very_many_features_are_not_told_apart(
