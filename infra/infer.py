@@ -21,7 +21,7 @@ from infra.bad_rows import bad_rows, repeated
 from infra.choices import choices, unused_keys
 from infra.columns import label, look
 from infra.leaks import truths
-from infra.roles import Named, roles, tasks
+from infra.roles import Named, repeats, roles, tasks
 from infra.splits import split
 from infra.tables import read
 from infra.writing import Findings, spec
@@ -90,8 +90,11 @@ def look_over(path: Path, named: Named, output: Path | None = None) -> Inferred:
     marked = [*found.labels, *found.label_like]
     likely = [c for c in looked.columns if c.binary and c in marked]
     known = {c.name: label(whole.table, c) for c in likely}
-    learned = tasks({c.name: known[c.name] for c in found.labels})
-    of_sample = {c.name: label(looked.sample, c) for c in likely}
+    same = repeats({c.name: known[c.name] for c in found.labels})
+    if not named.labels:  # who names both wants both
+        known = {name: values for name, values in known.items() if name not in same}
+    learned = tasks({c.name: known[c.name] for c in found.labels if c.name in known})
+    of_sample = {c.name: label(looked.sample, c) for c in likely if c.name in known}
     judged = truths(of_sample, {task.name: task.given for task in tasks(known)})
     time = found.timing.time
     day = time.day if time else None
@@ -115,5 +118,6 @@ def look_over(path: Path, named: Named, output: Path | None = None) -> Inferred:
         unused_keys=unused_keys(whole.table, found, made, newest),
         choices=made,
         tasks=learned,
+        same=same,
     )
     return Inferred(spec(findings), whole.table.column_names)

@@ -22,6 +22,8 @@ MOST_PLACES = 1000
 """Places of a list that are told apart."""
 MOST_OFFERED = 3
 """Columns whose names tell nothing that are offered as a key."""
+SAME = 0.01
+"""Of the rows of a label's rarer value, those in which one that says the same may differ."""
 CHANCE = 10.0
 """-log of the chance that one label's 1s lie within another's, above which it was none."""
 
@@ -369,10 +371,36 @@ class Task:
     blank: np.ndarray
 
 
-def tasks(labels: dict[str, np.ndarray]) -> list[Task]:
-    """Labels by falling rate; one whose positives lie within another's follows it."""
+def repeats(labels: dict[str, np.ndarray]) -> dict[str, str]:
+    """Labels (float [rows], NaN where missing) that say what one before them says, and that one."""
+    ones = _ones(labels)
+    found: dict[str, str] = {}
+    for index, name in enumerate(ones):
+        before = [other for other in list(ones)[:index] if other not in found]
+        same = next((other for other in before if _same(ones[name], ones[other])), None)
+        if same is not None:
+            found[name] = same
+    return found
+
+
+def _ones(labels: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     # A label that is blank did not happen: where the one before it did not, logs often say so.
-    ones = {name: np.nan_to_num(values) > 0.5 for name, values in labels.items()}
+    return {name: np.nan_to_num(values) > 0.5 for name, values in labels.items()}
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two labels (bool [rows]) are one but for a few strays."""
+    fewest = min(values.sum() for values in (a, ~a, b, ~b))
+    return bool(max((a & ~b).sum(), (b & ~a).sum()) <= SAME * fewest)
+
+
+def tasks(labels: dict[str, np.ndarray]) -> list[Task]:
+    """Labels by falling rate; one whose positives lie within another's follows it.
+
+    One that says the same as another does not follow it: it would be learned of rows that all
+    have it.
+    """
+    ones = _ones(labels)
     order = sorted(ones, key=lambda name: -ones[name].mean())
     found = []
     for index, name in enumerate(order):
@@ -380,7 +408,7 @@ def tasks(labels: dict[str, np.ndarray]) -> list[Task]:
         for other in reversed(order[:index]):
             rate, outside = ones[other].mean(), (ones[name] & ~ones[other]).sum()
             # Real logs have a few strays; the feature job repairs them.
-            if outside > 0.01 * max(1, own) or not own:
+            if outside > 0.01 * max(1, own) or not own or _same(ones[name], ones[other]):
                 continue
             # Within a label that nearly all rows have, or few, one lies by chance.
             if rate < 1 and -own * np.log(rate) > CHANCE and outside < 0.2 * own * (1 - rate):

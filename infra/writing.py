@@ -66,6 +66,7 @@ class Findings:
         commands: What to run once it has been looked over.
         unused_keys: The share of the newest rows with one seldom seen before, of keys that get no
             embedding.
+        same: Labels that say what another one says, and that one.
         repeated: The share of rows to keep though they equal others.
         not_judged: Labels of so few rows that no column can be seen to follow them.
     """
@@ -80,6 +81,7 @@ class Findings:
     unused_keys: dict[str, float]
     choices: list[Choice]
     tasks: list[Task]
+    same: dict[str, str]
 
 
 def spec(found: Findings) -> str:
@@ -267,6 +269,13 @@ def _tasks(found: Findings, names: Names) -> list[str]:
         f"No task of {column.name!r}: all rows have one value."
         for column in found.roles.label_like
         if column.distinct < 2
+    )
+    learned = {task.name for task in found.tasks}
+    lines += _comments(
+        f"{name!r} says the same as {other!r}."
+        if name in learned
+        else f"No task of {name!r}: it says the same as {other!r}."
+        for name, other in found.same.items()
     )
     for name, owner in found.roles.attributes.items():
         if name in labels:

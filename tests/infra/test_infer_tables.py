@@ -221,6 +221,31 @@ def test_a_funnel_is_no_chance(tmp_path: Path) -> None:
     assert [t.given for t in loads(infer(written(frame, tmp_path))).tasks] == [None, None]
 
 
+@pytest.mark.parametrize("strays", [0, 3])
+def test_a_label_that_says_what_another_one_says_is_no_second_task(
+    tmp_path: Path, strays: int
+) -> None:
+    frame = log()
+    frame["label"] = frame["click"]
+    # Of some 360 clicks three are 0.8%.
+    frame.loc[frame.index[frame["click"] == 1][:strays], "label"] = 0
+    frame.loc[frame.index[frame["click"] == 0][:strays], "label"] = 1
+    path = written(frame, tmp_path)
+    text = infer(path)
+    tasks = {task.name: task.given for task in loads(text).tasks}
+    assert tasks == {"click": None, "purchase": "click"}
+    assert "# No task of 'label': it says the same as 'click'." in text
+    assert "label" not in encodings(loads(text))
+    # Someone who names both gets both, but not one of rows that all have it.
+    named = infer(path, labels=["click", "label"])
+    assert [task.given for task in loads(named).tasks] == [None, None]
+    assert "# 'label' says the same as 'click'." in named
+    # Of labels that nearly all rows have, most rows have both by chance.
+    frame["label"] = (np.arange(ROWS) % 300 > 0).astype(int)
+    frame["watched"] = (np.arange(ROWS) % 290 > 0).astype(int)
+    assert "says the same" not in infer(written(frame, tmp_path))
+
+
 def test_a_label_blank_where_the_one_before_did_not_happen_follows_it(tmp_path: Path) -> None:
     frame = log()
     frame["purchase"] = frame["purchase"].where(frame["click"] == 1)
