@@ -31,8 +31,9 @@ _LABELS = (
     r"(is_|has_|did_|was_|label_|y_)?"
     r"(click(s|ed)?|convert(ed)?|conversions?|purchased?|bought|buy|order(ed)?|paid|pay|like[sd]?|"
     r"share[sd]?|follow(s|ed)?|comment(s|ed)?|favou?rited?|save[sd]?|install(s|ed)?|cart(ed)?|"
-    r"add_to_cart|long_view|watch(ed)?|finish(ed)?|subscribed?|signup|sale|lead|label|target)"
-    r"(_label)?"
+    r"add_to_cart|long_view|watch(ed)?|finish(ed)?|subscribed?|signup|sale|lead|booked|bookings?|"
+    r"apply|applied|hired|reserved|label|target)"
+    r"(_(label|bool|flag|ind|yn))?"
 )
 _KEYS = {
     "user": r"user|user_?id|uid|customer|customer_?id|member_?id|visitor_?id",

@@ -228,7 +228,10 @@ def _refused(choice: Choice, roles: Roles, names: Names) -> list[str]:
         f"No feature of {column.name!r}: {choice.late.why}, so it seems to be known only after."
     ]
     if column.binary:
-        said.append(f"If it is an outcome to learn: --label {quoted(column.name)}.")
+        # Who names one label has named them all.
+        every = [*(label.name for label in roles.labels), column.name]
+        named = " ".join(f"--label {quoted(name)}" for name in every)
+        said.append(f"If it is an outcome to learn: {named}.")
     elif is_label_like(column):
         said.append("It is named like a label: write 0 and 1 to learn it.")
     said.append("If it is known before, take these lines out of the comment:")

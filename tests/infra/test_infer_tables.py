@@ -117,16 +117,18 @@ def test_what_only_the_labelled_have_is_left_out(tmp_path: Path) -> None:
     frame["value"] = (bought(frame, 5 + frame["x"].abs()).where(np.arange(ROWS) % 30 > 0)).fillna(0)
     frame["sold"] = bought(frame, np.arange(ROWS) % 3).fillna(0).astype(int)
     frame["clicks"] = frame["click"] * (np.arange(ROWS) % 4)
-    frame["booked"] = frame["click"] * half
+    frame["opened"] = frame["click"] * half
     text = infer(written(frame, tmp_path))
-    assert not {"review", "value", "sold", "clicks", "booked"} & set(encodings(loads(text)))
+    assert not {"review", "value", "sold", "clicks", "opened"} & set(encodings(loads(text)))
     # Who purchased had clicked, but the purchase says more.
     assert "'review': it is there only where 'purchase' is 1" in text
     for name in ("value", "sold"):
         assert f"'{name}': it is other than 0 only where 'purchase' is 1" in text
     assert "'clicks': it is other than 0 only where 'click' is 1" in text
     # Two can be labels.
-    assert "write 0 and 1 to learn it" in text and "to learn: --label booked" in text
+    assert "write 0 and 1 to learn it" in text
+    # To name it alone would drop the others.
+    assert "to learn: --label click --label purchase --label opened." in text
     assert "--label sold" not in text
 
 
@@ -190,6 +192,19 @@ def test_few_labelled_rows_are_judged_and_fewer_are_said(tmp_path: Path) -> None
     frame.loc[frame.index[frame["like"] == 1][:2], "like"] = 0
     text = infer(written(frame, tmp_path))
     assert "only after 'like' was not judged: fewer than 5 rows differ" in text
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [("click_bool", "booking_bool"), ("Applied", "hired"), ("is_click_flag", "reserved_yn")],
+)
+def test_labels_of_hotels_and_jobs_are_known(tmp_path: Path, first: str, then: str) -> None:
+    frame = log().rename(columns={"click": first, "purchase": then})
+    frame["random_bool"] = np.arange(ROWS) % 2
+    frame["promotion_flag"] = np.arange(ROWS) % 3 // 2
+    spec = loads(infer(written(frame, tmp_path)))
+    assert [(task.name, task.given) for task in spec.tasks] == [(first, None), (then, first)]
+    assert {"random_bool", "promotion_flag"} <= set(encodings(spec))
 
 
 def test_an_attribute_is_no_task(tmp_path: Path) -> None:
