@@ -24,17 +24,25 @@ from infra.leaks import truths
 from infra.roles import Named, repeats, roles, tasks
 from infra.splits import split
 from infra.tables import read
-from infra.writing import Findings, spec
+from infra.writing import Findings, doubts, gaps, spec
 
 SAMPLE_ROWS = 200_000
 
 
 @dataclass(frozen=True)
 class Inferred:
-    """A spec's text for a table, and the names of the table's columns."""
+    """A spec's text for a table, and what the command line says of it beside.
+
+    Attributes:
+        columns: Names of the table's columns.
+        doubts: Features that may be known only after a label, and why.
+        gaps: Labels of which parts of the split have no positives, or may have none.
+    """
 
     text: str
     columns: list[str]
+    doubts: list[str]
+    gaps: list[str]
 
 
 def commands(table: Path, spec: Path | None) -> list[str]:
@@ -77,7 +85,8 @@ def look_over(path: Path, named: Named, output: Path | None = None) -> Inferred:
         output: Where the spec is to lie, for the commands at its head.
 
     Returns:
-        YAML, with a comment for each choice, and the table's columns.
+        YAML, with a comment for each choice, the table's columns, and what is to be looked at
+        first.
 
     Raises:
         UserError: The table cannot be read, a named column is not in it or is no label, key,
@@ -120,4 +129,5 @@ def look_over(path: Path, named: Named, output: Path | None = None) -> Inferred:
         tasks=learned,
         same=same,
     )
-    return Inferred(spec(findings), whole.table.column_names)
+    text = spec(findings)
+    return Inferred(text, whole.table.column_names, doubts(made), gaps(divided))

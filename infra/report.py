@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from recsys.spec.records import Spec
 
 MOST_NAMED = 8
-"""Names of columns that are printed of many."""
+"""Names of columns, and doubts, that are printed of many."""
 COLUMNS = ("auc", "gauc", "log_loss", "normalized_entropy", "ece")
 REGRESSION_COLUMNS = ("mae", "rmse", "r2")
 SHORT = {"normalized_entropy": "NE", "log_loss": "loss", "positives": "pos."}
@@ -144,6 +144,11 @@ def show_inferred(spec: Spec, found: Inferred, table: Path, output: Path) -> Non
         ("left out", f"{_few(left_out)}; why is in the file" if left_out else "no column"),
     ):
         print(f"  {name:<9} {value}")
+    for name, lines in (("doubtful", found.doubts), ("split", found.gaps)):
+        for line in lines[:MOST_NAMED]:
+            print(f"  {name:<9} {line}")
+        if len(lines) > MOST_NAMED:
+            print(f"  {name:<9} and {len(lines) - MOST_NAMED} more; they are in the file")
     print("look it over, then:")
     for command in commands(table, output):
         print(f"  {command}")

@@ -15,7 +15,7 @@ import yaml
 from infra.bad_rows import ALLOWED, BadRows
 from infra.choices import SEEN, Choice
 from infra.columns import Column, Looked
-from infra.leaks import FEWEST
+from infra.leaks import FEWEST, Late
 from infra.roles import Request, Roles, Task, Timing, is_label_like
 from infra.splits import Split
 from recsys.spec import Spec, loads
@@ -209,7 +209,8 @@ def _made(choice: Choice, names: Names) -> list[str]:
         encode = feature(names.of[choice.column.name], "context", choice.column, "vocabulary")
         return [text, encode]
     if choice.late:
-        said.append(f"{name}: {choice.late.why}. Leave it out if it is known only after.")
+        doubt = _doubt(choice.column, choice.late)
+        said.append(f"{doubt} Leave it out if it is known only after.")
     if choice.inline:
         said.append(f"{name} differs within requests: each candidate brings its own.")
     encoded = encodings(choice.column, choice.owner, names)
@@ -341,17 +342,31 @@ def _division(split: Split) -> list[str]:
         said.append(f"{_rows(rows)} after {day}, the last day with many: left out.")
     if split.why_not:
         said.append(f"No split by day: {split.why_not}.")
-    said += [
-        f"Only {count} rows have {name!r}: validation and test have about a tenth of them each."
-        for name, count in split.few.items()
-    ]
-    said += [
-        f"No row of the {part} split has {name!r}: choose other days."
-        for name, part in split.lacking
-    ]
+    said += gaps(split)
     parts: dict[str, Any] = dict(split.until) or {"validation": 0.1, "test": 0.1}
     line = ", ".join(f"{part}: {end}" for part, end in parts.items())
     return [*_comments(said), f"  split: {{{line}}}"]
+
+
+def gaps(split: Split) -> list[str]:
+    """Labels of which parts of the split have no positives, or may have none."""
+    few = [
+        f"Only {_rows(count)} have {name!r}: validation and test have about a tenth of them each."
+        for name, count in split.few.items()
+    ]
+    return few + [
+        f"No row of the {part} split has {name!r}: choose other days."
+        for name, part in split.lacking
+    ]
+
+
+def doubts(choices: Iterable[Choice]) -> list[str]:
+    """Features that may be known only after a label, and why."""
+    return [_doubt(c.column, c.late) for c in choices if c.made and c.late]
+
+
+def _doubt(column: Column, late: Late) -> str:
+    return f"{column.name!r}: {late.why}."
 
 
 def _rows(count: int) -> str:

@@ -192,6 +192,8 @@ def test_an_inferred_spec_is_told_with_what_to_run_next(tmp_path: Path) -> None:
         "  labels    click, buy (given click)",
         "  features  4",
         "  left out  1 column: constant; why is in the file",
+        "  split     Only 20 rows have 'click': validation and test have about a tenth of them each.",
+        "  split     Only 10 rows have 'buy': validation and test have about a tenth of them each.",
         "look it over, then:",
         f"  recsys check {spec}",
         f"  recsys run {spec} --input '{table}' --output out",

@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from infra.bad_rows import repeated
-from infra.infer import infer
+from infra.infer import infer, look_over
+from infra.report import show_inferred
+from infra.roles import Named
 from recsys.errors import UserError
 from recsys.spec import Spec, loads
 
@@ -705,6 +707,27 @@ def test_a_split_without_a_label_is_said(tmp_path: Path) -> None:
     rare = log().assign(click=(np.arange(ROWS) % 300 == 0).astype(int))
     text = infer(written(rare.drop(columns=["timestamp", "purchase"]), tmp_path))
     assert "# Only 4 rows have 'click': validation and test have about a tenth" in text
+
+
+def test_doubts_and_gaps_are_told_beside_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = log()
+    frame["purchase"] = frame["purchase"].where(frame.index < ROWS * 0.5, 0)
+    wrong = np.arange(ROWS) % 50 == 0
+    for n in range(10):
+        frame[f"near{n}"] = np.where(wrong, 1 - frame["click"], frame["click"])
+    path = written(frame, tmp_path)
+    found = look_over(path, Named())
+    show_inferred(loads(found.text), found, path, tmp_path / "spec.yaml")
+    lines = capsys.readouterr().out.splitlines()
+    doubts = [line for line in lines if line.startswith("  doubtful  ")]
+    assert "  doubtful  'near0': alone it tells 'click' well (AUC 0.97" in doubts[0]
+    assert len(doubts) == 9 and doubts[-1] == "  doubtful  and 2 more; they are in the file"
+    assert [line for line in lines if line.startswith("  split ")] == [
+        f"  split     No row of the {part} split has 'purchase': choose other days."
+        for part in ("validation", "test")
+    ]
 
 
 def test_a_table_sorted_by_its_label_is_judged_as_a_whole(
