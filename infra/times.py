@@ -112,6 +112,7 @@ class Timing:
         rivals: Columns that hold times too.
         dates: Without it, columns of dates that nobody named.
         numbers: Without it, columns whose numbers could be times.
+        parts: Without it, columns of the year, the month and perhaps the day.
     """
 
     time: Time | None
@@ -120,6 +121,7 @@ class Timing:
     rivals: list[str] = field(default_factory=list)
     dates: list[str] = field(default_factory=list)
     numbers: list[str] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)
 
 
 def reading(values: pa.ChunkedArray, name: str) -> Reading | str:
@@ -216,7 +218,8 @@ def choose(
         # As the sample has it, where text is numbers: a few cells of the raw one may be none.
         table = looked.sample
         numbers = [c for c in columns if c not in dates and _could_be_times(table[c.name], c)]
-        return Timing(None, untimed, dates=left, numbers=[c.name for c in numbers])
+        parts = [] if left else _parts_of_dates(columns, owners)
+        return Timing(None, untimed, dates=left, numbers=[c.name for c in numbers], parts=parts)
     chosen = min(found, key=lambda name: _middle(raw[name], found[name].column))
     time = Time.of(chosen, found[chosen], whole[chosen])
     return Timing(time, untimed, how, [name for name in found if name != chosen])
@@ -242,6 +245,14 @@ def _of_the_moment(dates: list[Column], owners: Owners) -> list[str]:
     own = [c for c in dates if owners.of(c.name) == "context"]
     likely = [c.name for c in own if not re.search(_NOT_WHEN, c.snake)]
     return likely or [c.name for c in own if len(own) == 1]
+
+
+def _parts_of_dates(columns: list[Column], owners: Owners) -> list[str]:
+    """Columns of the year, the month and, if there is one, the day; none that someone owns."""
+    whole = {c.snake: c.name for c in columns if c.kind == "number" and c.whole}
+    found = [whole[part] for part in ("year", "month", "day") if part in whole]
+    both = {"year", "month"} <= set(whole)
+    return found if both and all(owners.of(name) == "context" for name in found) else []
 
 
 def _unread(raw: pa.Table, columns: list[Column]) -> dict[str, str]:

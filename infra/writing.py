@@ -160,6 +160,11 @@ def _time(timing: Timing) -> list[str]:
     if dates:
         hold = "holds dates; name it" if len(dates) == 1 else "hold dates; name one"
         said.append(f"No time: {_listed(dates)} {hold} with --time to split by day.")
+    if timing.parts:
+        said.append(
+            f"No time: join {_listed(timing.parts)} into one column of dates (YYYY-MM-DD) to split "
+            "by day."
+        )
     if timing.numbers:
         said.append(f"{_listed(timing.numbers)} could be times: name one with --time if so.")
     if time is None:

@@ -183,6 +183,7 @@ def test_an_inferred_spec_is_told_with_what_to_run_next(tmp_path: Path) -> None:
     table.write_text("\n".join(["user,item,price,click,buy,constant", *rows]))
     done = recsys("spec", "infer", table, "--output", spec)
     assert done.returncode == 0, done.stderr
+    tenth = "validation and test have about a tenth of them each."
     assert done.stdout.splitlines() == [
         f"spec of {table} in {spec}",
         "  user      user",
@@ -192,8 +193,8 @@ def test_an_inferred_spec_is_told_with_what_to_run_next(tmp_path: Path) -> None:
         "  labels    click, buy (given click)",
         "  features  4",
         "  left out  1 column: constant; why is in the file",
-        "  split     Only 20 rows have 'click': validation and test have about a tenth of them each.",
-        "  split     Only 10 rows have 'buy': validation and test have about a tenth of them each.",
+        f"  split     Only 20 rows have 'click': {tenth}",
+        f"  split     Only 10 rows have 'buy': {tenth}",
         "look it over, then:",
         f"  recsys check {spec}",
         f"  recsys run {spec} --input '{table}' --output out",

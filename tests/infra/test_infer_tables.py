@@ -640,6 +640,25 @@ def test_whole_numbers_named_like_a_day_are_read(
     assert encodings(loads(infer(written(frame, tmp_path, file))))[name] == "vocabulary"
 
 
+def test_a_date_in_parts_is_to_be_joined(tmp_path: Path) -> None:
+    frame = log()
+    day = frame["timestamp"] + pd.to_timedelta(np.arange(ROWS) % 3 * 31, unit="D")
+    frame = frame.drop(columns="timestamp")
+    frame["Year"] = 2025 + np.arange(ROWS) % 2
+    frame["month"] = day.dt.month
+    said = "# No time: join {} into one column of dates (YYYY-MM-DD) to split by day."
+    assert said.format("'Year', 'month'") in infer(written(frame, tmp_path))
+    frame["day"] = day.dt.day
+    text = infer(written(frame, tmp_path))
+    assert said.format("'Year', 'month', 'day'") in text
+    assert {"Year", "month", "day"} <= set(encodings(loads(text)))
+    # Beside a time they are features alone; so are those of an item.
+    beside = infer(written(frame.assign(timestamp=log()["timestamp"]), tmp_path))
+    assert "No time" not in beside and loads(beside).data.split.kind == "time"
+    frame["Year"] = 1990 + frame["item_id"].str[1:].astype(int)
+    assert "No time" not in infer(written(frame, tmp_path))
+
+
 def test_a_word_that_only_has_a_time_in_it_is_none(tmp_path: Path) -> None:
     frame = log().drop(columns="timestamp")
     words = [f"w{n % 40}" for n in range(ROWS)]
