@@ -36,7 +36,7 @@ class Inferred:
     Attributes:
         columns: Names of the table's columns.
         doubts: Features that may be known only after a label, and why.
-        gaps: Labels of which parts of the split have no positives, or may have none.
+        gaps: Labels that rows of a part of the split all have, or none of them, or perhaps none.
     """
 
     text: str

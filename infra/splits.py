@@ -37,6 +37,7 @@ class Split:
         why_not: Why no days divide rows that have some.
         few: Positives of labels of which chance may leave none in a part.
         lacking: Labels, each with a part that has no positive of it.
+        full: Labels, each with a part that has positives of it alone.
     """
 
     held: np.ndarray | None = None
@@ -47,6 +48,7 @@ class Split:
     why_not: str = ""
     few: dict[str, int] = field(default_factory=dict)
     lacking: list[tuple[str, str]] = field(default_factory=list)
+    full: list[tuple[str, str]] = field(default_factory=list)
 
 
 def split(day: np.ndarray | None, labels: dict[str, np.ndarray]) -> Split:
@@ -82,14 +84,22 @@ def split(day: np.ndarray | None, labels: dict[str, np.ndarray]) -> Split:
     if last + 1 < len(days):
         until["test_to"] = _date(days[last])
     ends = {"training": (0, validation), "validation": (validation, test), "test": (test, last + 1)}
-    lacking = [
-        (name, part)
-        for name, own in ones.items()
-        for part, (begin, end) in ends.items()
-        if not own[begin:end].any()
-    ]
+    zeros = {
+        name: np.bincount(place, weights=values[known] <= 0.5, minlength=len(days))
+        for name, values in labels.items()
+    }
+    lacking, full = (
+        [
+            (name, part)
+            for name, own in counts.items()
+            for part, (begin, end) in ends.items()
+            if not own[begin:end].any()
+        ]
+        for counts in (ones, zeros)
+    )
     held = day >= days[validation]
-    return Split(held, until, True, early, late, lacking=lacking)
+    full = [found for found in full if found not in lacking]  # a part may be all blank
+    return Split(held, until, True, early, late, lacking=lacking, full=full)
 
 
 def _few(labels: dict[str, np.ndarray]) -> dict[str, int]:

@@ -354,14 +354,15 @@ def _division(split: Split) -> list[str]:
 
 
 def gaps(split: Split) -> list[str]:
-    """Labels of which parts of the split have no positives, or may have none."""
+    """Labels that rows of a part of the split all have, or none of them, or perhaps none."""
     few = [
         f"Only {_rows(count)} have {name!r}: validation and test have about a tenth of them each."
         for name, count in split.few.items()
     ]
+    said = [("No row", name, part) for name, part in split.lacking]
+    said += [("Each row", name, part) for name, part in split.full]
     return few + [
-        f"No row of the {part} split has {name!r}: choose other days."
-        for name, part in split.lacking
+        f"{rows} of the {part} split has {name!r}: choose other days." for rows, name, part in said
     ]
 
 

@@ -722,7 +722,12 @@ def test_a_split_without_a_label_is_said(tmp_path: Path) -> None:
     text = infer(written(frame, tmp_path))
     for part in ("validation", "test"):
         assert f"# No row of the {part} split has 'purchase'" in text
-    assert "No row of the training split" not in text
+    assert "No row of the training split" not in text and "Each row" not in text
+    full = log().drop(columns="purchase")
+    full["click"] = full["click"].where(full.index < ROWS * 0.5, 1)
+    text = infer(written(full, tmp_path))
+    for part in ("validation", "test"):
+        assert f"# Each row of the {part} split has 'click': choose other days." in text
     rare = log().assign(click=(np.arange(ROWS) % 300 == 0).astype(int))
     text = infer(written(rare.drop(columns=["timestamp", "purchase"]), tmp_path))
     assert "# Only 4 rows have 'click': validation and test have about a tenth" in text
