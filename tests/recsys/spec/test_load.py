@@ -176,7 +176,7 @@ def test_a_name_that_dangles_since_its_record_is_faulty_is_no_second_fault() -> 
          "features[Hour_weights].name", "is the name of hour's weights"),
         (("  impressions: log.csv", "  actions: {impressions: {path: clicks, time: {column: ts}}}\n"
           "  impressions: a.csv"), "actions.impressions", "another log"),
-        (("  impressions: log.csv", "  actions: {taps: {path: clicks, time: {column: ts, unit: s}}}\n"
+        (("  impressions: log.csv", "  actions: {taps: {path: t, time: {column: ts, unit: s}}}\n"
           "  impressions: a.csv"), "actions.taps", "no task reads this log"),
         (("name: shop", "name: shop\nmodel: {interactions: [fm, fm]}"), "interactions", "2 times"),
         (("name: shop", "name: shop\nmodel: {shared: []}"), "shared", "at least 1 item"),
