@@ -75,6 +75,8 @@ class Scorer:
         tensorflow()
         try:
             meta = read_graph(folder)
+            if SIGNATURE not in meta.signature_def:
+                raise self._damaged(f"the signatures {sorted(meta.signature_def)}")
             signature = meta.signature_def[SIGNATURE]
             self._packs = _packs(self.columns, self._check(signature))
             self._session, self._call = self._load(meta, signature)
@@ -86,8 +88,6 @@ class Scorer:
 
     def _check(self, signature: Any) -> set[str]:
         """The columns that the signature takes."""
-        if not signature.outputs:
-            raise self._damaged(f"no signature {SIGNATURE}")
         wanted = {self._arguments[column.name]: column.dtype for column in self.columns}
         for name, tensor in signature.inputs.items():
             dtype = tensorflow().as_dtype(tensor.dtype).name

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from recsys.errors import UserError
 from recsys.spec import Spec
 from recsys.spec.schema import raw_columns
 from serving.graph import needed, read_graph
@@ -117,6 +118,15 @@ def test_a_file_without_a_graph_to_serve(tmp_path: Path):
     (tmp_path / "saved_model.pb").write_bytes(b"")
     with pytest.raises(ValueError, match="no graph of the tag serve"):
         read_graph(tmp_path)
+
+
+def test_a_model_without_the_signature_says_which_it_has(tmp_path: Path, spec: Spec):
+    model = tf.Module()
+    model.f = tf.function(lambda x: x, input_signature=[tf.TensorSpec([None], tf.float32)])
+    tf.saved_model.save(model, str(tmp_path), signatures={"other": model.f})
+    with pytest.raises(UserError, match="cannot serve") as caught:
+        Scorer(tmp_path, spec)
+    assert caught.value.found == "the signatures ['__saved_model_init_op', 'other']"
 
 
 def test_what_a_service_starts_with_is_not_collected_again():
